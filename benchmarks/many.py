@@ -120,7 +120,11 @@ def predict(model: Path, images: Path, out: Path, processes: int) -> dict[str, o
     peak, first = 0.0, None
     while any(each.poll() is None for each in running):
         peak = max([peak, *(memory_gb(each.pid) for each in running)])
-        if first is None and (out / JOURNAL).exists() and '"item"' in (out / JOURNAL).read_text(errors="replace")[:5000]:
+        if (
+            first is None
+            and (out / JOURNAL).exists()
+            and '"item"' in (out / JOURNAL).read_text(errors="replace")[:5000]
+        ):
             first = time.perf_counter() - started
         time.sleep(LOOK_S)
     seconds = time.perf_counter() - started

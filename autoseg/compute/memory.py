@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 KIB = 1024
+NO_LIMIT = 2**60
 SHARE_TAKEN = 0.9
 """Of free memory where no limit is given: other programs grow, too."""
 PHRASES = (
@@ -122,11 +123,13 @@ def _groups(root: Path) -> Iterator[Path]:
 
 
 def _left(group: Path) -> int | None:
-    """What a group may still take; none if it has no limit."""
+    """What a group may still take; none if it has no limit: version 1 writes a number of pages that no machine has."""
     names = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
     for limit_name, usage_name in names:
-        limit, usage = (next(iter(_lines(group / name)), "") for name in (limit_name, usage_name))
-        if limit.isdigit() and usage.isdigit():
+        limit = next(iter(_lines(group / limit_name)), "")
+        if not limit.isdigit() or int(limit) >= NO_LIMIT:
+            continue
+        if (usage := next(iter(_lines(group / usage_name)), "")).isdigit():
             kept = dict(line.split(maxsplit=1) for line in _lines(group / "memory.stat"))
             return int(limit) - int(usage) + int(kept.get("inactive_file", 0))
     return None

@@ -92,10 +92,11 @@ def find_input_cases(
     for note in (issue for issue in issues if issue.severity != "error"):
         reporter.warn(str(note)) if note.severity == "warning" else reporter.say(f"Note: {note}")
     errors = [*(issue for issue in issues if issue.severity == "error"), *_same_names(cases)]
-    cases = [case for case in cases if not any(error.case == case.case_id for error in errors)]
+    bad = {error.case for error in errors}
+    cases = [case for case in cases if case.case_id not in bad]
     if part is not None:
-        named = {case.case_id for case in cases} | {error.case for error in errors if error.case}
-        mine = sorted(named)[part[0] - 1 :: part[1]]
+        named = {case.case_id for case in cases} | {name for name in bad if name}
+        mine = frozenset(sorted(named)[part[0] - 1 :: part[1]])
         cases = [case for case in cases if case.case_id in mine]
         errors = [error for error in errors if error.case is None or error.case in mine]
     elif not cases and not errors:
@@ -352,6 +353,8 @@ def tell_needs(
     text = f"Needs up to {memory / GB:.1f} GB of memory"
     if disk:
         text += f" and {disk / GB:.1f} GB of disk for temporary files"
+    if unsure := max(each.unsure_bytes for each in needs.values()):
+        text += f", of disk {unsure / GB:.1f} GB more if the model were sure of no voxel"
     text += f"; {count_noun(windows, 'window')}"
     if sum(passes.values()) >= TIMED_FROM and (seconds := predictor.time_passes()) is not None:
         total = sum(seconds[name] * count for name, count in passes.items())
@@ -408,7 +411,8 @@ def _prepare_case(
     Notes on how the image was read are added to ``watch``.
     """
     image = read_image(case.images).of_modality(case.modality)
-    watch.notes.extend(note.model_copy(update={"case": case.case_id}) for note in image.notes)
+    for note in image.notes:
+        watch.note(note.model_copy(update={"case": case.case_id}))
     _warn_of_no_ct(image, case.case_id, predictor.model.plan, warn, watch)
     if may_be_labels and looks_like_labels(image, predictor.model.plan.intensities):
         message, fix = "looks like a label map beside images", "pass it alone to predict it"

@@ -336,7 +336,7 @@ class PredictionFolder:
                 raise write_error(files.label_map, error) from error
             if staged is None:
                 return "being predicted"
-            found = self._look(job)
+            found = self._look(job, found.inputs)
             if self._is_done(found):  # by another process, meanwhile
                 return "already there"
             given = () if job.prepare is None else (job.prepare(),)
@@ -354,7 +354,7 @@ class PredictionFolder:
                 parts = [part for path in made for part in files_of(path)]
                 if not self.is_own:  # the user may have put files here meanwhile
                     places = [self.folder / part.relative_to(staged) for part in parts]
-                    self._refuse_overwriting(job, files, self._look(job), places=places)
+                    self._refuse_overwriting(job, files, self._look(job, found.inputs), places=places)
                 self.journal.add(
                     Entry(
                         item=job.case_id,
@@ -440,10 +440,11 @@ class PredictionFolder:
             ranked=ranked_path(self.folder, job.case_id) if self.with_ranked else None,
         )
 
-    def _look(self, job: Job) -> _Found:
+    def _look(self, job: Job, before: Sequence[FileContent] = ()) -> _Found:
+        """``before``: inputs as an earlier look found them, which need not be read again."""
         entries = self.journal.of(job.case_id)
         inputs = [part for path in job.inputs for part in files_of(path)]
-        contents = named_contents(inputs, entries[-1].inputs if entries else ())
+        contents = named_contents(inputs, before or (entries[-1].inputs if entries else ()))
         incomplete, corrected = False, []
         for path in self._files_of(job).all:
             state = file_state(files_of(path), entries)

@@ -66,6 +66,11 @@ class Watch:
         finally:
             self.seconds[case_id] += time.monotonic() - started
 
+    def note(self, note: Issue) -> None:
+        """Keep a note on how the image of a case was read."""
+        self.notes.append(note)
+        self.flags[note.case or ""].add(note.code)
+
     def provenance(self, case_id: str) -> Provenance:
         """What is known of a case when its prediction is written."""
         is_gpu = self.device.type == "cuda"
@@ -76,5 +81,5 @@ class Watch:
             seconds=round(self.seconds.get(case_id, 0.0), 3),
             peak_memory_bytes=peak_bytes(),
             peak_gpu_memory_bytes=torch.cuda.max_memory_allocated(self.device) if is_gpu else None,
-            flags=tuple(sorted(self.flags.get(case_id, set()) | {n.code for n in self.notes if n.case == case_id})),
+            flags=tuple(sorted(self.flags.get(case_id, set()))),
         )

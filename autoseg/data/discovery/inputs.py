@@ -260,7 +260,8 @@ def find_inputs(
                 if asked or (_is_skipped(path.relative_to(source).as_posix(), own) and path.parent.resolve() in full)
             ]
             skipped[f"file that {title} does not use"] = unused
-        left = [item for item in images if not any(item[1] in paths for paths in skipped.values())]
+        made = {path for paths in skipped.values() for path in paths}
+        left = [item for item in images if item[1] not in made]
         skipped["label map"] = sorted(_label_maps(source, left, dataset))
         issues += [_skipped(source, noun, paths) for noun, paths in skipped.items() if paths]
         without = {path for paths in skipped.values() for path in paths}

@@ -128,18 +128,23 @@ DEBRIS = re.compile(
 
 def is_debris(path: Path | str) -> bool:
     """Whether the name of a file or folder is one that systems give, so that nobody means it for an image."""
-    return DEBRIS.fullmatch(Path(path).name) is not None
+    return DEBRIS.fullmatch(_name(path)) is not None
+
+
+def _name(path: Path | str) -> str:
+    """The last part of a path; a text without separators is one already, which thousands of listed files are."""
+    return path if isinstance(path, str) and "/" not in path and "\\" not in path else Path(path).name
 
 
 def image_ending(path: Path | str) -> str:
     """The ending of an image file's name, lower case, ``.nii.gz`` as one; empty if no installed format has it."""
-    name = Path(path).name.lower()
+    name = _name(path).lower()
     return max((end for end in formats_by_ending() if name.endswith(end) and name != end), key=len, default="")
 
 
 def image_stem(path: Path | str) -> str:
     """The name of an image file without its ending (``la_003`` of ``la_003.nii.gz``); other names whole."""
-    name = Path(path).name
+    name = _name(path)
     return name[: len(name) - len(image_ending(name))]
 
 

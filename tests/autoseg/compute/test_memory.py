@@ -93,3 +93,15 @@ def test_a_limit_counts_what_the_process_has_and_what_is_free() -> None:
     free = free_memory_bytes()
     assert 0.5 * free < available_bytes(10**15) < 2 * free  # other programs come and go
     assert 0.5 * free < available_bytes(None) < 2 * free
+
+
+@pytest.mark.parametrize(("limit", "left"), [(2**60 - 1, 2**60 - 1 - 2**59), (2**60, 2**62)])
+def test_a_limit_that_no_machine_has_is_none(tmp_path: Path, limit: int, left: int) -> None:
+    """Version 1 writes a limit of that kind where there is none."""
+    here = "sys/fs/cgroup/memory/memory."
+    files = {
+        "proc/meminfo": f"MemAvailable: {2**52} kB\n",
+        f"{here}limit_in_bytes": f"{limit}\n",
+        f"{here}usage_in_bytes": f"{2**59}\n",
+    }
+    assert free_memory_bytes(machine(tmp_path, "4:memory:/\n", files)) == left
