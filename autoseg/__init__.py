@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from autoseg.api import run as run
     from autoseg.api import schedule as schedule
     from autoseg.api import select as select
+    from autoseg.api import serve as serve
     from autoseg.api import status as status
     from autoseg.api import submit as submit
     from autoseg.api import train as train
@@ -51,7 +52,8 @@ _HOMES = {
         "autoseg.api",
     ),
     **dict.fromkeys(
-        ("preprocess", "rehearse", "report", "run", "schedule", "select", "status", "submit", "train"), "autoseg.api"
+        ("preprocess", "rehearse", "report", "run", "schedule", "select", "serve", "status", "submit", "train"),
+        "autoseg.api",
     ),
 }
 __all__ = ["__version__", *_HOMES]

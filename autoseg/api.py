@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -613,19 +614,77 @@ def rehearse(
     from autoseg.delivery.container.rehearse import rehearse as rehearse_container
     from autoseg.delivery.container.verdict import lines_of
 
-    try:
-        parsed = parse_duration(time)
-    except ValueError:
-        parsed = 0.0
-    seconds = None if parsed is None else float(str(parsed))
-    if seconds is not None and seconds <= 0:
-        message, fix = f"{time!r} is not a duration", "write for example 90s, 10m or 1h"
-        raise AutosegError(Issue(code="settings.duration", where="--time", message=message, fix=fix))
+    seconds = None if time is None else _seconds("--time", time)
     weights = None if model is None else _path("model", model)
     sizes = parse_size(memory, "--memory"), parse_size(shm, "--shm")
     wishes = Wishes(memory_bytes=sizes[0], shm_bytes=sizes[1], seconds=seconds, method=method, model=weights)
     found = rehearse_container(str(container), _path("cases", cases), wishes, reporter=reporter or SilentReporter())
     return found, list(lines_of(found))
+
+
+def serve(
+    models: Place | Sequence[Place],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    device: str = "auto",
+    threads: int | None = None,
+    mirroring: bool = True,
+    memory_gb: float | None = None,
+    state: Place = "service",
+    queue: int = 16,
+    max_upload_mb: float = 1000.0,
+    timeout: str | float = "30m",
+    keep: str | float = "24h",
+    keep_gb: float = 20.0,
+    token_file: Place | None = None,
+    reporter: Reporter | None = None,
+) -> None:
+    """Serve models over HTTP until Ctrl-C or SIGTERM: volumes in, segmentations out, with a web page; needs the extra ``serve``.
+
+    ``models`` are run folders or bundle files, which stay loaded on each ``device``; one job at a time runs on each. At most ``queue``
+    jobs wait, of at most ``max_upload_mb``; an upload and a job each take at most ``timeout``. Answers are kept in the folder
+    ``state`` until they are older than ``keep``, or all together larger than ``keep_gb``. With ``token_file`` requests need the token that is in
+    it. Raises `AutosegError` with all that cannot be used.
+    """
+    if find_spec("fastapi") is None or find_spec("uvicorn") is None:
+        message, fix = "needs fastapi and uvicorn", "install the extra: pip install autoseg[serve]"
+        raise AutosegError(Issue(code="serve.no_extra", where="serve", message=message, fix=fix))
+    from autoseg.serving.rules import Limits
+    from autoseg.serving.server import serve as serve_models
+
+    several = models if isinstance(models, list | tuple) else [models]
+    serve_models(
+        [_path("models", each) for each in several],
+        host=host,
+        port=port,
+        device=device,
+        threads=threads,
+        mirroring=mirroring,
+        memory_bytes=None if memory_gb is None else round(memory_gb * 1e9),
+        state=_path("state", state),
+        limits=Limits(
+            queue=queue,
+            upload_bytes=round(max_upload_mb * 1e6),
+            timeout_s=_seconds("--timeout", timeout),
+            keep_s=_seconds("--keep", keep),
+            keep_bytes=round(keep_gb * 1e9),
+        ),
+        token_file=_maybe_path("token_file", token_file),
+        reporter=reporter or SilentReporter(),
+    )
+
+
+def _seconds(where: str, given: str | float) -> float:
+    """A duration that is longer than nothing. Raises `AutosegError` for others."""
+    try:
+        seconds = float(str(parse_duration(given)))
+    except ValueError:
+        seconds = 0.0
+    if seconds <= 0:
+        message, fix = f"{given!r} is not a duration", "write for example 90s, 10m or 1h"
+        raise AutosegError(Issue(code="settings.duration", where=where, message=message, fix=fix))
+    return seconds
 
 
 def clean(run_folder: Place, *, dry_run: bool = False) -> dict[Path, int]:

@@ -49,6 +49,7 @@ from autoseg.cli.scores import (
     show_challenge,
     show_resources,
 )
+from autoseg.cli.service import serve
 from autoseg.cli.submissions import check_submission, submit
 from autoseg.issues import AutosegError, Issue
 from autoseg.run_folder import (
@@ -694,7 +695,7 @@ def demo(
 
 
 COMMANDS = (
-    run, predict, evaluate, compare, check, plan, submit, check_submission, bundle, container, rehearse, clean, import_nnunet, fingerprint, preprocess, schedule, train,
+    run, predict, evaluate, compare, check, plan, submit, check_submission, bundle, container, rehearse, serve, clean, import_nnunet, fingerprint, preprocess, schedule, train,
     select, report, status, demo,
 )  # fmt: skip
 """In the order of the help text."""

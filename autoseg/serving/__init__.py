@@ -1,0 +1,1 @@
+"""A service over HTTP: volumes in, segmentations out, by models that stay loaded."""
