@@ -651,11 +651,12 @@ def serve(
         message, fix = "needs fastapi and uvicorn", "install the extra: pip install autoseg[serve]"
         raise AutosegError(Issue(code="serve.no_extra", where="serve", message=message, fix=fix))
     from autoseg.serving.rules import Limits
+    from autoseg.serving.server import ServiceSettings
     from autoseg.serving.server import serve as serve_models
 
     several = models if isinstance(models, list | tuple) else [models]
-    serve_models(
-        [_path("models", each) for each in several],
+    settings = ServiceSettings(
+        models=tuple(_path("models", each) for each in several),
         host=host,
         port=port,
         device=device,
@@ -671,8 +672,8 @@ def serve(
             keep_bytes=round(keep_gb * 1e9),
         ),
         token_file=_maybe_path("token_file", token_file),
-        reporter=reporter or SilentReporter(),
     )
+    serve_models(settings, reporter or SilentReporter())
 
 
 def _seconds(where: str, given: str | float) -> float:

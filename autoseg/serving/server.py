@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import uvicorn
 
@@ -26,7 +27,6 @@ from autoseg.storage.locks import hold_lock
 from autoseg.tracking.progress import Reporter
 from autoseg.wording import as_line, count_noun
 
-logger = logging.getLogger(__name__)
 GRACE_S = 5
 """For answers that are under way when the service stops."""
 BACKLOG = 128
@@ -34,58 +34,97 @@ SHORTEST_TOKEN = 16
 LOCK = "lock"
 
 
-def serve(
-    models: Sequence[Path],
-    *,
-    host: str,
-    port: int,
-    device: str,
-    threads: int | None,
-    mirroring: bool,
-    memory_bytes: int | None,
-    state: Path,
-    limits: Limits,
-    token_file: Path | None,
-    reporter: Reporter,
-) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceSettings:
+    """How models are served."""
+
+    models: tuple[Path, ...]
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """0: any free one."""
+    device: str = "auto"
+    threads: int | None = None
+    mirroring: bool = True
+    memory_bytes: int | None = None
+    state: Path
+    limits: Limits
+    token_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """A service whose port is bound, whose models are loaded, and whose jobs are done."""
+
+    service: Service
+    listening: socket.socket
+    server: uvicorn.Server
+
+    @property
+    def address(self) -> str:
+        """Where it answers, once `run` was called."""
+        name, port = self.listening.getsockname()[:2]
+        return f"http://{f'[{name}]' if ':' in name else name}:{port}/"
+
+    def run(self) -> None:
+        """Answer requests until a signal ends it, or `uvicorn.Server.should_exit` is set."""
+        self.server.run(sockets=[self.listening])
+
+
+def serve(settings: ServiceSettings, reporter: Reporter) -> None:
     """Serve until Ctrl-C or SIGTERM. Raises `AutosegError` for models, port, state folder or token that cannot be used."""
-    token = None if token_file is None else read_token(token_file)
-    infos = {info.name: (path, info) for path, info in named(models)}
-    with bound(host, port) as listening, hold_lock(state / LOCK, what=f"the state folder {state}"):
-        with reporter.phase("Loading the models"):
-            set_threads(threads or available_cores())
-            devices = choose_devices(device, lambda issue: reporter.say(as_line(issue)))
-            of_devices = [
-                {
-                    name: Served(
-                        info=info,
-                        predictor=Predictor(
-                            model=load_model(path, device=each), mirroring=mirroring, memory_bytes=memory_bytes
-                        ),
-                    )
-                    for name, (path, info) in infos.items()
-                }
-                for each in devices
-            ]
-        jobs = Jobs(state, limits, devices=len(devices))
+    with open_service(settings, reporter) as running:
+        _say_what_is_served(running, settings.host, reporter)
+        with suppress(KeyboardInterrupt):  # uvicorn has stopped by then, and raises the signal again
+            running.run()
+    reporter.say("Stopped; jobs that wait go on when the service is started again")
+
+
+@contextmanager
+def open_service(settings: ServiceSettings, reporter: Reporter) -> Iterator[Running]:
+    """Bind the port, lock the state folder, load the models and do jobs until the block ends; see `serve`."""
+    token = None if settings.token_file is None else read_token(settings.token_file)
+    infos = {info.name: (path, info) for path, info in named(settings.models)}
+    what = f"the state folder {settings.state}"
+    with bound(settings.host, settings.port) as listening, hold_lock(settings.state / LOCK, what=what):
+        of_devices = _load(settings, infos, reporter)
+        jobs = Jobs(settings.state, settings.limits, devices=len(of_devices))
         service = Service(
             jobs=jobs,
-            models=of_devices[0],
-            devices=tuple(map(str, devices)),
+            models=next(iter(of_devices.values())),
+            devices=tuple(of_devices),
             token=token,
-            is_local=is_loopback(host),
+            is_local=is_loopback(settings.host),
         )
-        _say_what_is_served(service, host, listening, reporter)
-        _run(service, of_devices, listening, reporter)
+        workers = [Thread(target=work, args=(jobs, models, reporter), name=name) for name, models in of_devices.items()]
+        for worker in workers:
+            worker.start()
+        try:
+            yield Running(service=service, listening=listening, server=make_server(service))
+        finally:
+            jobs.stop()
+            for worker in workers:
+                worker.join()
 
 
-def _run(
-    service: Service, of_devices: Sequence[Mapping[str, Served]], listening: socket.socket, reporter: Reporter
-) -> None:
-    workers = [
-        Thread(target=work, args=(service.jobs, models, reporter), name=f"device {i}")
-        for i, models in enumerate(of_devices)
-    ]
+def _load(
+    settings: ServiceSettings, infos: Mapping[str, tuple[Path, ModelInfo]], reporter: Reporter
+) -> dict[str, dict[str, Served]]:
+    """All models, by name, on each device."""
+    how: dict[str, Any] = {"mirroring": settings.mirroring, "memory_bytes": settings.memory_bytes}
+    with reporter.phase("Loading the models"):
+        set_threads(settings.threads or available_cores())
+        devices = choose_devices(settings.device, lambda issue: reporter.say(as_line(issue)))
+        return {
+            str(device): {
+                name: Served(info=info, predictor=Predictor(model=load_model(path, device=device), **how))
+                for name, (path, info) in infos.items()
+            }
+            for device in devices
+        }
+
+
+def make_server(service: Service) -> uvicorn.Server:
+    """A server of what a service answers, not started."""
     config = uvicorn.Config(
         make_app(service),
         http="h11",
@@ -96,33 +135,21 @@ def _run(
         proxy_headers=False,
         timeout_graceful_shutdown=GRACE_S,
     )
-    server = uvicorn.Server(config)
-    for worker in workers:
-        worker.start()
-    try:
-        with suppress(KeyboardInterrupt):  # uvicorn has stopped by then, and raises the signal again
-            server.run(sockets=[listening])
-    finally:
-        service.jobs.stop()
-        for worker in workers:
-            worker.join()
-        reporter.say("Stopped; jobs that wait go on when the service is started again")
+    return uvicorn.Server(config)
 
 
-def _say_what_is_served(service: Service, host: str, listening: socket.socket, reporter: Reporter) -> None:
+def _say_what_is_served(running: Running, host: str, reporter: Reporter) -> None:
+    service = running.service
     if not service.is_local and service.token is None:
         message = "anyone who reaches this address can use the service, without a password and in clear text"
         fix = "pass --token-file, and put a proxy with TLS before it"
-        issue = Issue(
-            code="serve.no_authentication", severity="warning", where=f"--host {host}", message=message, fix=fix
-        )
+        where = f"--host {host}"
+        issue = Issue(code="serve.no_authentication", severity="warning", where=where, message=message, fix=fix)
         reporter.warn(str(issue))
-    name, port = listening.getsockname()[:2]
-    shown = f"[{name}]" if ":" in name else name
-    reporter.say(f"Serving {', '.join(service.models)} on {', '.join(service.devices)}: http://{shown}:{port}/")
-    _, waiting, _ = service.jobs.counts()
-    if waiting:
-        reporter.say(f"Going on with {count_noun(waiting, 'job')} that an earlier call left")
+    reporter.say(f"Serving {', '.join(service.models)} on {', '.join(service.devices)}: {running.address}")
+    _, waiting, running_now = service.jobs.counts()
+    if waiting + running_now:
+        reporter.say(f"Going on with {count_noun(waiting + running_now, 'job')} that an earlier call left")
 
 
 def named(models: Sequence[Path]) -> Iterator[tuple[Path, ModelInfo]]:
