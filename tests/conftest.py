@@ -22,6 +22,7 @@ DEFAULT = Path(__file__).resolve().parents[2] / "shared" / "data"
 skipped: list[str] = []
 without_slurm: list[str] = []
 without_namespaces: list[str] = []
+without_browser: list[str] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -67,6 +68,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         without_slurm.append(report.nodeid)
     if report.skipped and "no namespaces" in str(report.longrepr):
         without_namespaces.append(report.nodeid)
+    if report.skipped and "no browser" in str(report.longrepr):
+        without_browser.append(report.nodeid)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -77,3 +80,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         )
     if without_namespaces:
         terminalreporter.write_line(f"{len(without_namespaces)} tests skipped for want of namespaces (unshare)")
+    if without_browser:
+        terminalreporter.write_line(f"{len(without_browser)} tests skipped for want of a browser (chromium)")
