@@ -297,8 +297,8 @@ def _file(service: Service, status: JobStatus, wish: Wish, headers: dict[str, st
 
 async def ends(job: Job, wait_s: float, receive_message: Callable[[], Awaitable[Any]]) -> bool:
     """Wait for the end of a job, at most so long; returns False where the client leaves before."""
-    ended = asyncio.shield(asyncio.wrap_future(job.ended))
-    left = asyncio.ensure_future(_leaves(receive_message))
+    ended: asyncio.Future[Any] = asyncio.shield(asyncio.wrap_future(job.ended))
+    left: asyncio.Future[Any] = asyncio.ensure_future(_leaves(receive_message))
     done, _ = await asyncio.wait({ended, left}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
     left.cancel()
     return left not in done or ended in done
