@@ -190,7 +190,9 @@ def arrange(network: nn.Module, axes: int, *, channels_last: bool = True) -> nn.
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """``x`` with its channels next to each other in memory; a single channel, too, carries the layout's strides."""
+    """``x`` with its channels next to each other in memory; a single channel, too, carries the layout's strides. Graphs have no layouts."""
+    if torch.onnx.is_in_onnx_export():
+        return x
     if x.device.type == "cuda":
         if x.shape[1] == 1:  # nothing has to move
             return x.contiguous().view(x.shape[0], *x.shape[2:], 1).movedim(-1, 1)
@@ -201,6 +203,8 @@ def channels_last(x: Tensor) -> Tensor:
 
 def channels_first(x: Tensor) -> Tensor:
     """``x`` with one channel after the other in memory, contiguous."""
+    if torch.onnx.is_in_onnx_export():
+        return x
     result: Tensor = _Relayout.apply(x, False)  # type: ignore[no-untyped-call]
     return result
 
@@ -212,7 +216,7 @@ def average_pool(x: Tensor, stride: Sequence[int]) -> Tensor:
     """
     if len(stride) == 2:
         return functional.avg_pool2d(x, tuple(stride))
-    if x.device.type == "cuda" and not is_channels_last(x):
+    if torch.onnx.is_in_onnx_export() or (x.device.type == "cuda" and not is_channels_last(x)):
         return functional.avg_pool3d(x, tuple(stride))
     rows = x.movedim(1, -1)
     planes = rows.flatten(0, 1).movedim(-1, 1)

@@ -58,9 +58,9 @@ def instance_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     On a CPU torch's group norm with one channel a group is fast for contiguous input and slow for channels last (ten
     times, in 3D), and its instance norm copies to float32 rows and back; there, samples go through batch norm one by one.
     A compiler optimises group norm itself, and cannot see into the other. On CUDA autocast makes group norm compute float32
-    maps; instance norm keeps the type.
+    maps; instance norm keeps the type, and is one operator of a graph.
     """
-    if x.device.type == "cuda":
+    if x.device.type == "cuda" or torch.onnx.is_in_onnx_export():
         return functional.instance_norm(x, weight=weight, bias=bias, eps=EPSILON)
     if x.device.type == "cpu" and not x.is_contiguous() and not torch.compiler.is_compiling():
         result: Tensor = _NormBySample.apply(x, weight, bias)  # type: ignore[no-untyped-call]
