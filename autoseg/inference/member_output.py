@@ -32,6 +32,7 @@ from autoseg.imaging.resampling import (
 )
 from autoseg.inference.model import Member
 from autoseg.inference.needs import GB, MemberNeeds, Use, member_needs
+from autoseg.inference.sliding_window import STEP
 from autoseg.inference.window_logits import DTYPES, HalfPrecisionOverflowError, NoWindowFitsError, WindowLogits
 from autoseg.inference.window_sums import Room
 from autoseg.issues import AutosegError, Issue
@@ -72,6 +73,8 @@ class How:
     device: torch.device
     mirroring: bool = True
     """Average over mirror images if training mirrored; without, prediction is up to eight times faster."""
+    step: float = STEP
+    """Largest distance of windows, as a share of the patch; larger ones are faster."""
     every_window: bool = False
     """Compute windows without contrast, all air of a CT, each time anew."""
     memory_bytes: int | None = None
@@ -95,6 +98,7 @@ class How:
             training=member.training,
             networks=len(member.networks),
             mirror_axes=len(member.mirror_axes) if self.mirroring else 0,
+            step=self.step,
             half_sums=member.window_sums == "float16",
             on_cpu=self.device.type == "cpu",
         )
@@ -235,6 +239,7 @@ def open_logits(
         precision=member.training.precision,
         device=how.device,
         batch_size=needs.batch_size,
+        step=how.step,
         sums=DTYPES[member.window_sums],
         room=Room(memory_bytes=needs.sums_bytes if needs.disk_bytes else None, folder=how.folder),
         every_window=how.every_window,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autoseg.imaging.resampling import slab_thickness
-from autoseg.inference.sliding_window import WindowGrid
+from autoseg.inference.sliding_window import STEP, WindowGrid
 from planners import Configuration, Document, Training, estimate_configuration_memory, with_width
 
 GB = 1e9
@@ -38,6 +38,8 @@ class Use:
     """Folds."""
     mirror_axes: int
     """Axes of the patch that are mirrored."""
+    step: float = STEP
+    """Largest distance of windows, as a share of the patch."""
     half_sums: bool = False
     """Windows are summed in half precision, for each network on its own."""
     on_cpu: bool = True
@@ -104,7 +106,7 @@ def _values_bytes(use: Use) -> int:
 def _needs(use: Use, shape: Sequence[int], batch_size: int, *, remembers: bool) -> MemberNeeds:
     """With all sums in memory."""
     configuration, classes = use.configuration, use.configuration.network.num_outputs
-    grid = WindowGrid.of(shape[1:], configuration.patch_shape)
+    grid = WindowGrid.of(shape[1:], configuration.patch_shape, step=use.step)
     padded = [n + sum(sides) for n, sides in zip(grid.shape, grid.padding, strict=True)]
     voxels, plane = math.prod(padded), math.prod(padded[1:])
     estimate = estimate_configuration_memory(

@@ -44,6 +44,7 @@ from autoseg.inference.predictor import (
     not_ct,
 )
 from autoseg.inference.provenance import FAR, NOT_CT, Watch
+from autoseg.inference.sliding_window import STEP
 from autoseg.issues import AutosegError, Issue
 from autoseg.run_folder import require_folder_for_predictions, run_of
 from autoseg.storage.atomic import remove_claims, remove_orphans, write_error
@@ -291,10 +292,11 @@ def _folder_of(
     is_own: bool,
     dicom: DicomOutput | None,
 ) -> PredictionFolder:
+    others = [*([] if dicom is None else [dicom.kind]), *([] if predictor.step == STEP else [predictor.step])]
     return PredictionFolder(
         folder=folder,
         dataset=predictor.model.dataset,
-        made_from=key_of(predictor.model.key, predictor.mirroring, *([] if dicom is None else [dicom.kind])),
+        made_from=key_of(predictor.model.key, predictor.mirroring, *others),
         say=say,
         scores=scores,
         with_masks=True,

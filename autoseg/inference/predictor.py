@@ -27,6 +27,7 @@ from autoseg.inference.member_output import How, ImageSource, NetworkInput, Prog
 from autoseg.inference.model import Member, Model, load_model
 from autoseg.inference.needs import CaseNeeds, case_needs, label_bytes
 from autoseg.inference.slabs import KeptVolumes, blank_probabilities, decide_together
+from autoseg.inference.sliding_window import STEP
 from autoseg.inference.window_logits import mean_logits
 from autoseg.issues import AutosegError, Issue
 from autoseg.preprocessing.prepare import open_previous, place_whole, prepare_image, source_orientation
@@ -126,6 +127,8 @@ class Predictor:
     model: Model
     mirroring: bool = True
     """Average over mirror images if training mirrored; without, prediction is up to eight times faster."""
+    step: float = STEP
+    """Largest distance of windows, as a share of the patch; larger ones are faster."""
     every_window: bool = False
     """Compute windows without contrast, all air of a CT, each time anew; otherwise their logits are computed once."""
     memory_bytes: int | None = None
@@ -277,6 +280,7 @@ class Predictor:
         return How(
             device=self.model.device,
             mirroring=self.mirroring,
+            step=self.step,
             every_window=self.every_window,
             memory_bytes=self.memory_bytes,
             folder=self.folder,

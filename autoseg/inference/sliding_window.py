@@ -16,6 +16,8 @@ from torch import Tensor
 Triple = tuple[int, int, int]
 STEP = 0.5
 """Distance of windows, as a share of the patch."""
+SIGMA = 0.125
+"""Of the Gaussian weights of a window, as a share of the patch."""
 
 
 def window_starts(size: int, patch: int, *, step: float = STEP) -> list[int]:
@@ -38,7 +40,7 @@ def importance_map(patch: Sequence[int]) -> Tensor:
     for size in patch:
         impulse = np.zeros(size)
         impulse[size // 2] = 1
-        axes.append(gaussian_filter1d(impulse, size / 8, mode="constant"))
+        axes.append(gaussian_filter1d(impulse, SIGMA * size, mode="constant"))
     weights = reduce(np.multiply.outer, axes)
     weights = weights / weights.max()
     weights[weights == 0] = weights[weights > 0].min()
@@ -69,13 +71,15 @@ class WindowGrid:
     patch: Triple
     """Of a window; a 2D one is a single slice of the first axis."""
     is_flat: bool
+    step: float = STEP
+    """Largest distance of windows, as a share of the patch."""
 
     @classmethod
-    def of(cls, shape: Sequence[int], patch: Sequence[int]) -> WindowGrid:
+    def of(cls, shape: Sequence[int], patch: Sequence[int], *, step: float = STEP) -> WindowGrid:
         """The windows of ``patch`` (two or three axes) in a volume of ``shape``."""
         a0, a1, a2 = shape
         p0, p1, p2 = (1,) * (3 - len(patch)) + tuple(patch)
-        return cls((a0, a1, a2), (p0, p1, p2), len(patch) == 2)
+        return cls((a0, a1, a2), (p0, p1, p2), len(patch) == 2, step)
 
     @cached_property
     def padding(self) -> tuple[tuple[int, int], ...]:
@@ -86,7 +90,9 @@ class WindowGrid:
     @cached_property
     def starts(self) -> tuple[tuple[int, ...], ...]:
         """First voxels of windows, for each axis."""
-        moved = [tuple(window_starts(max(n, p), p)) for n, p in zip(self.shape, self.patch, strict=True)]
+        moved = [
+            tuple(window_starts(max(n, p), p, step=self.step)) for n, p in zip(self.shape, self.patch, strict=True)
+        ]
         return (tuple(range(self.shape[0])), *moved[1:]) if self.is_flat else tuple(moved)
 
     @cached_property
