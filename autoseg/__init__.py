@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from autoseg.api import compare as compare
     from autoseg.api import container as container
     from autoseg.api import evaluate as evaluate
+    from autoseg.api import export as export
     from autoseg.api import fingerprint as fingerprint
+    from autoseg.api import measure as measure
     from autoseg.api import plan as plan
     from autoseg.api import predict as predict
     from autoseg.api import preprocess as preprocess
@@ -48,11 +50,25 @@ _HOMES = {
     "Settings": "autoseg.settings",
     "read_image": "autoseg.imaging.readers",
     **dict.fromkeys(
-        ("check", "check_submission", "clean", "compare", "container", "evaluate", "fingerprint", "plan", "predict"),
+        ("check", "check_submission", "clean", "compare", "container", "evaluate", "export", "fingerprint"),
         "autoseg.api",
     ),
     **dict.fromkeys(
-        ("preprocess", "rehearse", "report", "run", "schedule", "select", "serve", "status", "submit", "train"),
+        (
+            "measure",
+            "plan",
+            "predict",
+            "preprocess",
+            "rehearse",
+            "report",
+            "run",
+            "schedule",
+            "select",
+            "serve",
+            "status",
+            "submit",
+            "train",
+        ),
         "autoseg.api",
     ),
 }

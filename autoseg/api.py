@@ -17,6 +17,7 @@ from autoseg.settings import make_settings, parse_duration, parse_part
 from autoseg.stages.begin import begin_run, described_folder, find_run
 from autoseg.stages.run import Run
 from autoseg.tracking.progress import Reporter, SilentReporter
+from autoseg.wording import as_line
 
 if TYPE_CHECKING:
     from autoseg.data.checks.report import CheckReport
@@ -276,7 +277,11 @@ def predict(
     part: str | None = None,
     skip_bad: bool = False,
     probabilities: bool = False,
+    fast: bool = False,
     mirroring: bool = True,
+    step: float | None = None,
+    folds: int | None = None,
+    engine: str | None = None,
     every_window: bool = False,
     memory_gb: float | None = None,
     device: str = "auto",
@@ -291,9 +296,11 @@ def predict(
     folders of masks, or DICOM objects of a ``kind`` (see ``--as``); an ``output`` with the ending of an image file is that of one image, which may be
     a list with a file for each channel, in order, or in memory, with its place (`Predictor.predict_image`). A second call skips images that are done,
     unless they changed; ``part`` ``"2/8"`` takes every eighth case, from the second on; ``layout`` and ``spec`` say how ``source`` is laid out.
-    ``memory_gb``: main memory to take at most; ``every_window``: compute those of one value each time. Issues are raised at the end, unless
+    ``fast``: one fold, no mirror images, windows 0.75 of a patch apart, unless ``step`` and ``folds`` say otherwise; what it costs is said. ``engine``
+    computes exported models. ``memory_gb``: main memory to take at most; ``every_window``: compute those of one value each time. Issues are raised at the end, unless
     ``skip_bad``. Without a ``reporter`` warnings are Python's.
     """
+    from autoseg.inference.ways import way_of
     from autoseg.stages.predict_images import predict_images, predict_own_images
 
     reporter, model = reporter or SilentReporter(), _path("model", model)
@@ -309,7 +316,8 @@ def predict(
         search={"layout": layout, "spec": spec, "part": None if part is None else parse_part(part)},
         limits={"every_window": every_window, "memory_gb": memory_gb},
         probabilities=probabilities,
-        mirroring=mirroring,
+        way=way_of(fast=fast, mirroring=mirroring, step=step, num_folds=folds),
+        engine=engine,
         skip_bad=skip_bad,
         device=device,
         threads=threads,
@@ -336,6 +344,7 @@ def predict_parts(
     """`predict` on a cluster, in equal parts, one for each Dask worker, or for each of the N tasks of ``slurm:N`` (4)."""
     from autoseg.compute.cluster import parse_cluster
     from autoseg.imaging.readers import image_ending
+    from autoseg.inference.ways import way_of
     from autoseg.stages.cluster import predict_there
     from autoseg.stages.predict_images import predict_words
 
@@ -346,8 +355,13 @@ def predict_parts(
         raise AutosegError(Issue(code="settings.contradiction", where="--cluster", message=message, fix=fix))
     options |= {name: _maybe_path(name, options.get(name)) for name in ("spec", "terms")}
     options["as"] = options.pop("kind", None)
-    mirroring = options.pop("mirroring", True)
-    words = predict_words(_path("model", model), _path("source", source), out, options, mirroring)
+    way = way_of(
+        fast=options.pop("fast", False),
+        mirroring=options.pop("mirroring", True),
+        step=options.pop("step", None),
+        num_folds=options.pop("folds", None),
+    )
+    words = predict_words(_path("model", model), _path("source", source), out, options, way)
     return predict_there(
         words,
         out,
@@ -508,9 +522,10 @@ def submit(
 
     def predict(model: Path, inputs: Inputs, folder: Path) -> None:
         from autoseg.inference.predict import predict_cases
+        from autoseg.inference.ways import Way
         from autoseg.stages.predict_images import load_predictor
 
-        predictor = load_predictor(model, device, True, threads=threads, say=reporter.say)
+        predictor = load_predictor(model, device, Way(), threads=threads, say=reporter.say)
         predict_cases(predictor, inputs, folder, probabilities=False, reporter=reporter, is_own=True)
 
     return submit_runs(
@@ -551,6 +566,60 @@ def check_submission(
         is_incomplete=incomplete,
         reporter=reporter or SilentReporter(),
     )
+
+
+def export(
+    model: Place,
+    out: Place,
+    *,
+    format: Literal["onnx"] = "onnx",
+    quantise: Literal["int8"] | None = None,
+    num_folds: int | None = None,
+    most_cases: int | None = None,
+    threads: int | None = None,
+    reporter: Reporter | None = None,
+) -> list[str]:
+    """Write the model of a run folder or bundle as the new folder ``out``: a graph for each network, and ``model.json``.
+
+    With ``quantise`` convolutions compute in 8 bits, and ``model`` is a run folder: its training cases calibrate them, and validation cases
+    (``most_cases`` of them) tell what that costs, as a table that is returned. Raises `AutosegError` for what is no model, where ``out`` exists, and
+    without the extra ``onnx``.
+    """
+    from autoseg.compute.device import set_threads
+    from autoseg.compute.executor import available_cores
+    from autoseg.delivery.export import export_model
+
+    source, folder, told = _path("model", model), _path("out", out), reporter or SilentReporter()
+    set_threads(threads or available_cores())
+    if quantise is None:
+        export_model(source, folder, num_folds=num_folds, reporter=told)
+        return []
+    from autoseg.inference.ways import table_of
+    from autoseg.stages.export import export_quantised, require_run
+    from autoseg.stages.run import Run
+
+    require_run(source)
+    run = replace(Run.open(source), reporter=told)
+    return table_of(export_quantised(run, folder, num_folds=num_folds, most_cases=most_cases))
+
+
+def measure(
+    run_folder: Place, *, device: str = "auto", threads: int | None = None, reporter: Reporter | None = None
+) -> list[str]:
+    """What mirroring and the distance of windows gain and cost on a run's cross-validated cases, as a table; kept in its model.
+
+    Each case is predicted by the networks that did not see it. Raises `AutosegError` for a run without a model or preprocessed cases.
+    """
+    from autoseg.compute.device import choose_device, set_threads
+    from autoseg.compute.executor import available_cores
+    from autoseg.inference.ways import table_of
+    from autoseg.stages.measure import measure_ways
+    from autoseg.stages.run import Run
+
+    set_threads(threads or available_cores())
+    run = replace(Run.open(_path("run_folder", run_folder)), reporter=reporter or SilentReporter())
+    chosen = choose_device(device.partition(",")[0], lambda issue: run.say(as_line(issue)))
+    return table_of(measure_ways(replace(run, device_name=str(chosen))))
 
 
 def container(

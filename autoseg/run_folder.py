@@ -19,6 +19,10 @@ class _Inside:
         return folder.root / self.name
 
 
+EXPORT = "model.json"
+"""In the folder of an exported model: what its graphs are used for."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunFolder:
     """Paths inside one run folder. Nothing is created by asking for a path."""
@@ -124,8 +128,10 @@ def run_of(path: Path) -> RunFolder | None:
 
 
 def find_model(path: Path) -> Path:
-    """The bundle file at ``path``, or that of the run in this folder. Raises `AutosegError` for what has no model."""
+    """The bundle file at ``path``, that of the run in this folder, or the JSON of an exported model. Raises `AutosegError` for what has no model."""
     run = RunFolder(path)
+    if (path / EXPORT).is_file() and not run.is_begun:
+        return path / EXPORT
     found = path if path.is_file() else run.model
     if found.is_file():
         if not is_zipfile(found):

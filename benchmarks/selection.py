@@ -24,7 +24,7 @@ from autoseg.evaluation.scoring import score_cases
 from autoseg.evaluation.selection import Selection
 from autoseg.imaging.readers import write_label_map
 from autoseg.inference.member_output import How, MemberOutput, run_member
-from autoseg.inference.model import Member, load_member, open_model
+from autoseg.inference.model import Member, load_model, open_model
 from autoseg.inference.predictions import prediction_path
 from autoseg.inference.predictor import StoredImage
 from autoseg.inference.slabs import decide_together
@@ -77,7 +77,7 @@ def export(name: str, folder: RunFolder) -> str:
     dataset = load_document(DatasetDescription, folder.dataset)
     cases = dataset.training[:TIMED_CASES]
     files = open_model(folder.root)
-    member = load_member(files, files.description.selection.members[0], device=torch.device("cpu"))
+    member = load_model(files.path, device=torch.device("cpu")).members[0]
     timed = [time_export(dataset, folder, member, case.case_id) for case in cases]
     plain, ranked, rest, differing, voxels = (sum(each) / len(cases) for each in zip(*timed, strict=True))
     whole, added = plain + rest, ranked - plain

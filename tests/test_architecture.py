@@ -59,6 +59,9 @@ DOORS = {
     "typer": {"autoseg/cli/"},
     "blosc2": {"autoseg/preprocessing/store.py"},
     "triton": {"autoseg/networks/kernels.py"},
+    "onnx": {"autoseg/delivery/quantise.py"},
+    "onnxruntime": {"autoseg/delivery/quantise.py"},
+    "openvino": {"autoseg/inference/engines.py"},
 }
 """Packages that only one room may import."""
 PURE = {"numpy", "pydantic", "planners", *sys.stdlib_module_names} - {

@@ -23,6 +23,7 @@ from autoseg.cli.console import (
     show_scores,
     stage_command,
 )
+from autoseg.cli.exports import FoldsOption, export, measure
 from autoseg.cli.options import (
     A_RUN,
     CasesOption,
@@ -299,6 +300,12 @@ def check(
 EveryWindowOption = Annotated[
     bool, typer.Option("--every-window", help="Compute every window, even of constant regions such as air.")
 ]
+FAST_HELP = "One fold, no mirroring, larger steps; what it costs: docs/guides/predict.md#faster, autoseg measure."
+FastOption = Annotated[bool, typer.Option("--fast", help=FAST_HELP)]
+STEP_HELP = "Distance of windows, as a share of the patch. [default: 0.5, with --fast 0.75]"
+StepOption = Annotated[float | None, typer.Option("--step", min=0.1, max=1, help=STEP_HELP, show_default=False)]
+ENGINE_HELP = "For an exported model: onnxruntime (default), openvino or openvino-bfloat16."
+EngineOption = Annotated[str | None, typer.Option("--engine", metavar="NAME", help=ENGINE_HELP, show_default=False)]
 AS_HELP = "Write DICOM objects of DICOM series instead: dicom-seg, dicom-labelmap or rtstruct."
 AsOption = Annotated[str | None, typer.Option("--as", metavar="NAME", help=AS_HELP, show_default=False)]
 TERMS_HELP = "CSV file with codes and colours of classes, for --as."
@@ -312,7 +319,7 @@ MemoryOption = Annotated[float | None, typer.Option("--memory-gb", min=0.1, help
 def predict(
     model: Annotated[
         Path,
-        typer.Argument(help="Run folder, bundle file, or a model in RUN/previous.", show_default=False),
+        typer.Argument(help="Run folder, bundle file, exported model, or a model in RUN/previous.", show_default=False),
     ],
     source: InputArgument = None,
     output: OutputArgument = None,
@@ -333,6 +340,10 @@ def predict(
     ] = True,
     kind: AsOption = None,
     terms: TermsOption = None,
+    fast: FastOption = False,
+    step: StepOption = None,
+    folds: FoldsOption = None,
+    engine: EngineOption = None,
     every_window: EveryWindowOption = False,
     memory_gb: MemoryOption = None,
     device: DeviceOption = "auto",
@@ -348,13 +359,15 @@ def predict(
         faults(require_place_for_predictions, output),
         faults(_require_folder_or_image, output),
         _own_images_only(source, output, {"--layout": layout, "--spec": spec, "--part": part, "--cluster": cluster,
-                                          "--probabilities": probabilities or None, "--as": kind, "--terms": terms, "--no-mirroring": None if mirroring else True}),
+                                          "--probabilities": probabilities or None, "--as": kind, "--terms": terms, "--no-mirroring": None if mirroring else True,
+                                          "--fast": fast or None, "--step": step, "--folds": folds, "--engine": engine}),
         faults(_require_kind, kind),
         missing(terms, code="structures.unreadable", fix="pass a CSV file"),
         settings={"layout": layout, "spec": spec, "device": device},
     )  # fmt: skip
     options: dict[str, Any] = {
         "layout": layout, "spec": spec, "skip_bad": skip_bad, "probabilities": probabilities, "mirroring": mirroring,
+        "fast": fast, "step": step, "folds": folds, "engine": engine,
         "kind": kind, "terms": terms, "every_window": every_window, "memory_gb": memory_gb, "device": device,
         "threads": threads, "part": part, "reporter": make_reporter(),
     }  # fmt: skip
@@ -512,10 +525,7 @@ def container(
     ] = "grand-challenge",
     interface: InterfaceOption = None,
     channel: ChannelOption = None,
-    folds: Annotated[
-        int | None,
-        typer.Option("--folds", min=1, help="Use the networks of this many folds (default: all).", show_default=False),
-    ] = None,
+    folds: FoldsOption = None,
     mirroring: Annotated[
         bool, typer.Option("--mirroring/--no-mirroring", help="Test-time mirroring: slower, better.")
     ] = True,
@@ -695,7 +705,7 @@ def demo(
 
 
 COMMANDS = (
-    run, predict, evaluate, compare, check, plan, submit, check_submission, bundle, container, rehearse, serve, clean, import_nnunet, fingerprint, preprocess, schedule, train,
-    select, report, status, demo,
+    run, predict, evaluate, compare, check, plan, submit, check_submission, bundle, export, container, rehearse, serve, clean, import_nnunet, fingerprint, preprocess, schedule, train,
+    select, measure, report, status, demo,
 )  # fmt: skip
 """In the order of the help text."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from autoseg.data.dataset import DatasetDescription
 from autoseg.data.discovery.inputs import channels_are_numbered
 from autoseg.evaluation.selection import Selection
+from autoseg.inference.ways import MeasuredWay
 from autoseg.issues import AutosegError, Issue
 from autoseg.networks.weights import unpack_weights
 from autoseg.storage.atomic import atomic_write
@@ -58,6 +59,8 @@ class ModelDescription(Document):
     """Those of its run that decide results, as on a command line; bundles that leave their run have none."""
     seen_before: tuple[str, ...] | None = ()
     """Contents of the images that the models it started from were trained on; None where that is not known."""
+    measured: tuple[MeasuredWay, ...] = ()
+    """What faster ways to predict cost in cross-validation, if that was measured; the first is that of the cross-validation."""
 
     @field_validator("selection")
     @classmethod
@@ -164,6 +167,10 @@ class ModelFiles:
         name = weights_name(configuration, fold)
         return _content(self.path, next(entry for entry in self.entries if entry.name == name))
 
+    def packed_summary(self) -> bytes | None:
+        """Scores of the cases of a run, as JSON; bundles that leave their run have none."""
+        return next((_content(self.path, entry) for entry in self.entries if entry.name == SUMMARY), None)
+
 
 def weights_name(configuration: str, fold: int) -> str:
     """Name of the weights of one network in a bundle."""
@@ -177,7 +184,7 @@ def write_bundle(
     *,
     key: str,
     version: str,
-    summary: Document | None = None,
+    summary: bytes | None = None,
 ) -> None:
     """Write a bundle atomically; ``weights`` returns the safetensors content of a configuration's fold.
 
@@ -190,7 +197,7 @@ def write_bundle(
             for fold in description.selection.folds:
                 entries.append(_put(archive, weights_name(name, fold), weights(name, fold)))
         if summary is not None:
-            entries.append(_put(archive, SUMMARY, write_document(summary).encode()))
+            entries.append(_put(archive, SUMMARY, summary))
         manifest = Manifest(autoseg_version=version, key=key, files=tuple(entries))
         _put(archive, MANIFEST, write_document(manifest).encode())
 

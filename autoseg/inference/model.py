@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,13 +26,16 @@ from autoseg.inference.bundle import (
     without_cases,
     write_bundle,
 )
-from autoseg.issues import AutosegError
+from autoseg.inference.engines import Network, require_engine
+from autoseg.inference.exported import open_exported, open_networks
+from autoseg.inference.ways import MeasuredWay
+from autoseg.issues import AutosegError, Issue
 from autoseg.networks.build import build_network, place
 from autoseg.networks.weights import fill_network, load_weights, pack_weights, read_weights
-from autoseg.run_folder import RunFolder, check_free, find_model
+from autoseg.run_folder import EXPORT, RunFolder, check_free, find_model
 from autoseg.storage.atomic import atomic_write
 from autoseg.storage.cache import key_of
-from planners import Configuration, Plan, Training, with_width
+from planners import Configuration, Plan, Precision, Training, with_width, write_document
 
 
 def final_weights(run: RunFolder, configuration: str, fold: int) -> Path:
@@ -64,8 +67,29 @@ def keep_model(
         made_from = keys[name][selection.folds.index(fold)]
         return pack_weights(read_weights(final_weights(run, name, fold), key=made_from), key=made_from)
 
-    write_bundle(run.model, description, weights, key=key, version=autoseg.__version__, summary=summary)
+    write_bundle(
+        run.model,
+        description,
+        weights,
+        key=key,
+        version=autoseg.__version__,
+        summary=None if summary is None else write_document(summary).encode(),
+    )
     return kept
+
+
+def describe_anew(run: RunFolder, **changes: object) -> None:
+    """Write the model of a run with these ``changes`` of its description: it stays the same model."""
+    files = open_bundle(run.model)
+    about = files.description.model_copy(update=changes)
+    write_bundle(
+        run.model,
+        about,
+        files.packed_weights,
+        key=files.key,
+        version=autoseg.__version__,
+        summary=files.packed_summary(),
+    )
 
 
 def model_key(selection: Selection, keys: Mapping[str, Sequence[str]]) -> str:
@@ -99,11 +123,11 @@ def _keep_previous(run: RunFolder, key: str) -> Path | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One configuration of a model with the networks of its folds, in evaluation mode on the model's device."""
+    """One configuration of a model with the networks of its folds, ready for use on the model's device."""
 
     configuration: Configuration
     training: Training
-    networks: tuple[nn.Module, ...]
+    networks: tuple[Network, ...]
     previous: Member | None = None
     """The first stage of a cascade, whose label map is part of the input."""
     window_sums: WindowSums = "float32"
@@ -134,40 +158,104 @@ class Model:
     device: torch.device
     key: str
     """Changes when the weights or their use change."""
+    measured: tuple[MeasuredWay, ...] = ()
+    """What faster ways to predict cost in cross-validation, if that was measured."""
 
 
-def load_model(path: Path, *, device: torch.device) -> Model:
-    """The model of a finished run folder or of a bundle. Loading runs no code from the files.
+def load_model(path: Path, *, device: torch.device, num_folds: int | None = None, engine: str | None = None) -> Model:
+    """The model of a finished run folder, of a bundle, or one that was exported. Loading runs no code from the files.
 
+    ``num_folds``: the networks of the first folds only; ``engine``: what computes an exported one (`ENGINES`), which needs a CPU.
     Raises `AutosegError` for anything else, for an unfinished run, and for damaged files.
     """
-    files = open_model(path)
-    about = files.description
+    found = find_model(path)
+    if found.name == EXPORT:
+        return _load_exported(found.parent, device=device, num_folds=num_folds, engine=engine or "onnxruntime")
+    if engine is not None:
+        message, fix = "is for exported models", f"omit it, or export the model: autoseg export {path} OUT"
+        raise AutosegError(Issue(code="onnx.engine", where="--engine", message=message, fix=fix))
+    files = open_bundle(found)
+    return _load(files, *fewer_folds(files.description, files.key, num_folds), device=device)
+
+
+def load_fold(files: ModelFiles, fold: int, *, device: torch.device) -> Model:
+    """A model with the networks of one fold only."""
+    return _load(files, *with_folds(files.description, files.key, (fold,)), device=device)
+
+
+def _load(files: ModelFiles, about: ModelDescription, key: str, *, device: torch.device) -> Model:
+    return assemble(
+        about, lambda name, fold: place(open_member_network(files, name, fold), device).eval(), device=device, key=key
+    )
+
+
+def _load_exported(folder: Path, *, device: torch.device, num_folds: int | None, engine: str) -> Model:
+    exported = open_exported(folder)
+    if device.type != "cpu":
+        message, fix = "exported models are computed on the CPU", "pass --device cpu, or predict by the bundle"
+        raise AutosegError(Issue(code="onnx.device", where=str(device), message=message, fix=fix))
+    about, key = fewer_folds(exported.model, exported.key, num_folds)
+    networks = open_networks(
+        exported, folder, require_engine(engine), folds=about.selection.folds, num_threads=torch.get_num_threads()
+    )
+    key = key if engine == "onnxruntime" else key_of(key, engine)
+    return assemble(about, lambda name, fold: networks[name, fold], device=device, key=key, precision="float32")
+
+
+def fewer_folds(about: ModelDescription, key: str, num_folds: int | None) -> tuple[ModelDescription, str]:
+    """Description and key of a model of which only the first folds are used; none: all."""
+    folds = about.selection.folds
+    if num_folds is None or num_folds >= len(folds):
+        return about, key
+    return with_folds(about, key_of(key, num_folds), folds[:num_folds])
+
+
+def with_folds(about: ModelDescription, key: str, folds: tuple[int, ...]) -> tuple[ModelDescription, str]:
+    """Description of a model of which only ``folds`` are used, with its ``key``."""
+    return about.model_copy(update={"selection": about.selection.model_copy(update={"folds": folds})}), key
+
+
+def assemble(
+    about: ModelDescription,
+    network: Callable[[str, int], Network],
+    *,
+    device: torch.device,
+    key: str,
+    precision: Precision | None = None,
+) -> Model:
+    """A model of what ``network`` gives for a configuration and a fold; ``precision``: of all networks, otherwise as in training."""
     return Model(
         dataset=about.dataset,
         plan=about.plan,
-        members=tuple(load_member(files, name, device=device) for name in about.selection.members),
+        members=tuple(
+            _member(about, name, network, device=device, precision=precision) for name in about.selection.members
+        ),
         weights=about.selection.weights,
         decoder=about.selection.decoder,
         postprocessing=about.selection.postprocessing,
         device=device,
-        key=files.key,
+        key=key,
+        measured=about.measured,
     )
 
 
-def load_member(files: ModelFiles, name: str, *, device: torch.device) -> Member:
-    """The final networks of one configuration's folds, with those of the stage before it."""
-    about = files.description
+def _member(
+    about: ModelDescription,
+    name: str,
+    network: Callable[[str, int], Network],
+    *,
+    device: torch.device,
+    precision: Precision | None,
+) -> Member:
+    """The networks of one configuration's folds, with those of the stage before it."""
     configuration, training = about.plan.configuration(name), about.training(name)
-    training = training.model_copy(update={"precision": usable_precision(training.precision, device)})
-    networks = tuple(place(open_member_network(files, name, fold), device).eval() for fold in about.selection.folds)
+    precision = precision or usable_precision(training.precision, device)
     before = configuration.previous_stage
-    previous = None if before is None else load_member(files, before, device=device)
     return Member(
         configuration=configuration,
-        training=training,
-        networks=networks,
-        previous=previous,
+        training=training.model_copy(update={"precision": precision}),
+        networks=tuple(network(name, fold) for fold in about.selection.folds),
+        previous=None if before is None else _member(about, before, network, device=device, precision=precision),
         window_sums=about.window_sums,
     )
 
@@ -205,10 +293,7 @@ def bundle_run(model: Path, out: Path, *, num_folds: int | None = None) -> Path:
     changes: dict[str, object] = {
         "dataset": without_cases(files.description.dataset), "seen_before": (), "options": None,
     }  # fmt: skip
-    selection, key = files.description.selection, files.key
-    if num_folds is not None and num_folds < len(selection.folds):
-        changes["selection"] = selection.model_copy(update={"folds": selection.folds[:num_folds]})
-        key = key_of(key, num_folds)
-    description = files.description.model_copy(update=changes)
+    description, key = fewer_folds(files.description, files.key, num_folds)
+    description = description.model_copy(update=changes)
     write_bundle(out, description, files.packed_weights, key=key, version=autoseg.__version__)
     return out

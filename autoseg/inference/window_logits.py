@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from autoseg.compute.memory import is_out_of_memory, release_memory
-from autoseg.inference.sliding_window import WindowGrid, half_importance_map, importance_map
+from autoseg.inference.engines import Network
+from autoseg.inference.sliding_window import STEP, WindowGrid, half_importance_map, importance_map
 from autoseg.inference.window_sums import Room, WindowSums
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class NoWindowFitsError(Exception):
 class _Sums:
     """Sums of some networks' windows, and what these networks say where an image is constant."""
 
-    networks: Sequence[nn.Module]
+    networks: Sequence[Network]
     cells: WindowSums
     constant: Tensor | None = None
     """Logits (K, patch...) of a window whose every channel has one value."""
@@ -67,7 +68,7 @@ class WindowLogits:
 
     A row is computed when it is read: windows move along the last axis first, and what overlaps of them is summed up in that order
     (`WindowSums`). ``image``: float32 (C, a0, a1, a2), preprocessed. With a 2D ``patch`` every slice along a0 is predicted on its own.
-    ``mirror_axes`` are axes of the patch; all their combinations are averaged. The networks must be on ``device`` and in evaluation
+    ``mirror_axes`` are axes of the patch; all their combinations are averaged. The networks must be on ``device``, modules of torch in evaluation
     mode. With ``sums`` float16, windows and networks are summed as in nnU-Net; the rounding matters if two classes are almost
     equal: of equal ones the first wins, so otherwise an uncertain network would predict the lower class less often.
 
@@ -79,7 +80,7 @@ class WindowLogits:
     """
 
     image: Tensor
-    networks: Sequence[nn.Module]
+    networks: Sequence[Network]
     num_outputs: int
     patch: Sequence[int]
     mirror_axes: Sequence[int]
@@ -87,6 +88,8 @@ class WindowLogits:
     device: torch.device
     batch_size: int = 1
     """Windows that go through the network at once."""
+    step: float = STEP
+    """Largest distance of windows, as a share of the patch."""
     sums: torch.dtype = torch.float32
     gathered_on: torch.device | None = None
     """Where sums are kept; none: on ``device``."""
@@ -105,7 +108,7 @@ class WindowLogits:
     _done: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        self._grid = WindowGrid.of(self.image.shape[1:], self.patch)
+        self._grid = WindowGrid.of(self.image.shape[1:], self.patch, step=self.step)
         padding = [side for sides in reversed(self._grid.padding) for side in sides]
         self._padded = functional.pad(self.image, padding) if any(padding) else self.image
         self.restart()
@@ -252,15 +255,13 @@ class WindowLogits:
             part = part[None] if self._grid.is_flat else part.movedim(0, 1)
             sums.cells.add(window.index, part, weights)
 
-    def _logits(self, windows: Sequence[Tensor], networks: Sequence[nn.Module]) -> Tensor:
+    def _logits(self, windows: Sequence[Tensor], networks: Sequence[Network]) -> Tensor:
         """Logits (N, K, patch...) of a batch of windows, averaged over networks and mirror images."""
         batch = torch.stack(list(windows)).to(self.device)
         return mean_logits(batch, networks, mirror_axes=self.mirror_axes, precision=self.precision)
 
 
-def mean_logits(
-    windows: Tensor, networks: Sequence[nn.Module], *, mirror_axes: Sequence[int], precision: str
-) -> Tensor:
+def mean_logits(windows: Tensor, networks: Sequence[Network], *, mirror_axes: Sequence[int], precision: str) -> Tensor:
     """Logits of a batch of windows, float32 mean over networks and mirror images; of a single one as it computes them."""
     dtype = DTYPES[precision]
     flips = [

@@ -17,6 +17,8 @@ from autoseg.inference.model import load_model
 from autoseg.inference.predict import find_input_cases, predict_cases, predict_file
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.provenance import maker_of
+from autoseg.inference.sliding_window import STEP
+from autoseg.inference.ways import Way, cost_of
 from autoseg.issues import AutosegError, Issue
 from autoseg.stages.cluster import predict_on
 from autoseg.stages.predict import predict_own
@@ -34,7 +36,8 @@ def predict_images(
     search: dict[str, Any],
     limits: dict[str, Any],
     probabilities: bool,
-    mirroring: bool,
+    way: Way,
+    engine: str | None,
     skip_bad: bool,
     device: str,
     threads: int | None,
@@ -50,7 +53,7 @@ def predict_images(
     paths = [] if any(value is not None for value in place.values()) else paths_in(source)
     with reporter.phase("Loading the model"):
         devices = device_names(device, reporter.say)
-        predictor = load_predictor(model, devices[0], mirroring, threads=threads, say=reporter.say, **limits)
+        predictor = load_predictor(model, devices[0], way, engine=engine, threads=threads, say=reporter.say, **limits)
     if not paths:
         image = image_in_memory(predictor, source, place, kind)
         return predict_file(predictor, image, out, probabilities=probabilities, reporter=reporter)
@@ -62,8 +65,8 @@ def predict_images(
     if file is not None:
         return predict_file(predictor, inputs, out, probabilities=probabilities, reporter=reporter, dicom=dicom)
     if min(len(devices), len(inputs.cases)) > 1 and search["part"] is None and len(paths) == 1:
-        flags = {"skip_bad": skip_bad, "probabilities": probabilities, "as": kind, "terms": terms}
-        words = predict_words(model, paths[0], out, search | limits | flags, mirroring)
+        flags = {"skip_bad": skip_bad, "probabilities": probabilities, "as": kind, "terms": terms, "engine": engine}
+        words = predict_words(model, paths[0], out, search | limits | flags, way)
         return predict_parts_on(devices[: len(inputs.cases)], words, out, threads=threads, reporter=reporter)
     return predict_cases(
         predictor, inputs, out, probabilities=probabilities, reporter=reporter, dicom=dicom, skip_bad=skip_bad
@@ -135,10 +138,12 @@ def predict_parts_on(
     return predict_on(devices, words, out, num_threads=num_threads, reporter=reporter)
 
 
-def predict_words(model: Path, source: Path, out: Path, options: dict[str, Any], mirroring: bool) -> list[str]:
+def predict_words(model: Path, source: Path, out: Path, options: dict[str, Any], way: Way) -> list[str]:
     """A prediction as a command that means the same in any folder."""
     words = ["predict", *(str(path.absolute()) for path in (model, source, out))]
-    words += [] if mirroring else ["--no-mirroring"]
+    words += [] if way.mirroring else ["--no-mirroring"]
+    words += [] if way.step == STEP else ["--step", str(way.step)]
+    words += [] if way.num_folds is None else ["--folds", str(way.num_folds)]
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):
@@ -151,19 +156,26 @@ def predict_words(model: Path, source: Path, out: Path, options: dict[str, Any],
 def load_predictor(
     model: Path,
     device: str,
-    mirroring: bool,
+    way: Way,
     *,
+    engine: str | None = None,
     every_window: bool = False,
     memory_gb: float | None = None,
     threads: int | None,
     say: Callable[[str], None],
 ) -> Predictor:
-    """The model on the device of that name; ``say`` gets a line for each device that cannot be used."""
+    """The model on the device of that name, used in that ``way``; ``say`` gets a line for each device that cannot be used."""
     set_threads(threads or available_cores())
     chosen = choose_device(device.partition(",")[0], lambda issue: say(as_line(issue)))
+    loaded = load_model(model, device=chosen, num_folds=way.num_folds, engine=engine)
+    mirrors = any(member.mirror_axes for member in loaded.members)
+    told = way if mirrors else replace(way, mirroring=True)  # training did not mirror, so prediction never does
+    if told.words:
+        say(cost_of(told, loaded.measured))
     return Predictor(
-        model=load_model(model, device=chosen),
-        mirroring=mirroring,
+        model=loaded,
+        mirroring=way.mirroring,
+        step=way.step,
         every_window=every_window,
         memory_bytes=None if memory_gb is None else round(memory_gb * 1e9),
     )
