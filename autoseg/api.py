@@ -296,9 +296,8 @@ def predict(
     folders of masks, or DICOM objects of a ``kind`` (see ``--as``); an ``output`` with the ending of an image file is that of one image, which may be
     a list with a file for each channel, in order, or in memory, with its place (`Predictor.predict_image`). A second call skips images that are done,
     unless they changed; ``part`` ``"2/8"`` takes every eighth case, from the second on; ``layout`` and ``spec`` say how ``source`` is laid out.
-    ``fast``: one fold, no mirror images, windows 0.75 of a patch apart, unless ``step`` and ``folds`` say otherwise; what it costs is said. ``engine``
-    computes exported models. ``memory_gb``: main memory to take at most; ``every_window``: compute those of one value each time. Issues are raised at the end, unless
-    ``skip_bad``. Without a ``reporter`` warnings are Python's.
+    ``fast``: one fold, no mirror images, ``step`` 0.75; its cost is said. ``engine`` computes exported models. ``memory_gb``: main memory to take at most;
+    ``every_window``: compute those of one value each time. Issues are raised at the end, unless ``skip_bad``. Without a ``reporter`` warnings are Python's.
     """
     from autoseg.inference.ways import way_of
     from autoseg.stages.predict_images import predict_images, predict_own_images

@@ -300,6 +300,8 @@ def check(
 EveryWindowOption = Annotated[
     bool, typer.Option("--every-window", help="Compute every window, even of constant regions such as air.")
 ]
+MIRRORING_HELP = "Average over mirrored images if training used mirroring."
+MirroringOption = Annotated[bool, typer.Option("--mirroring/--no-mirroring", help=MIRRORING_HELP)]
 FAST_HELP = "One fold, no mirroring, larger steps; what it costs: docs/guides/predict.md#faster, autoseg measure."
 FastOption = Annotated[bool, typer.Option("--fast", help=FAST_HELP)]
 STEP_HELP = "Distance of windows, as a share of the patch. [default: 0.5, with --fast 0.75]"
@@ -334,10 +336,7 @@ def predict(
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also write CASE.npz with float32 (classes, z, y, x).")
     ] = False,
-    mirroring: Annotated[
-        bool,
-        typer.Option("--mirroring/--no-mirroring", help="Average over mirrored images if training used mirroring."),
-    ] = True,
+    mirroring: MirroringOption = True,
     kind: AsOption = None,
     terms: TermsOption = None,
     fast: FastOption = False,
