@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
 PATIENCE = timedelta(days=7)
-"""For which the others wait while rank 0 alone prepares, validates or predicts."""
+"""Time for which the others wait while rank 0 alone prepares, validates or predicts."""
 LOST = "ddp.process_lost"
 LOOK_S, GRACE_S = 0.2, 15.0
-"""Between two looks at the other processes; and for rank 0 to notice by itself that one has gone."""
+"""Seconds between two looks at the other processes, and those that rank 0 has to notice by itself that one has gone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class Ranks:
     """The place of this process among those that train one model."""
 
     rank: int
-    """0-based."""
+    """Number of this process, from 0 on."""
     count: int
 
     def sizes(self, batch_size: int) -> list[int]:

@@ -14,9 +14,9 @@ from autoseg.compute.cluster import TIED, Task
 from autoseg.issues import Issue
 
 LOOK_S = 0.2
-"""Between two looks at the processes."""
+"""Seconds between two looks at the processes."""
 MOST_DEATHS = 3
-"""Of the processes of one task; what kills so many is no accident."""
+"""Processes of one task that may be killed; what kills so many is no accident."""
 Running = Mapping[int, Task]
 """Tasks that are being done, by number of their slot."""
 
@@ -28,9 +28,9 @@ class Slots:
     devices: Sequence[str]
     """Each takes one task at a time; the same device twice takes two."""
     options: Sequence[str] = ()
-    """Of every command."""
+    """Options that every command is given, besides its device."""
     should_stop: Callable[[], bool] = lambda: False
-    """Then no task is begun, and those under way save their last step and end."""
+    """Whether to stop: no further task is begun, and those under way save their last step and end."""
     look: Callable[[Running], None] = lambda running: None
     """Called again and again while tasks are done."""
 
@@ -108,7 +108,7 @@ class Slots:
 class _Queue:
     waiting: deque[Task]
     running: dict[int, tuple[Task, subprocess.Popen[bytes]]] = field(default_factory=dict)
-    """By number of the slot."""
+    """Tasks that are being done, with their processes, by number of the slot."""
     deaths: Counter[str] = field(default_factory=Counter)
     issues: list[Issue] = field(default_factory=list)
 

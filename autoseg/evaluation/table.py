@@ -59,10 +59,10 @@ ALL_METRICS = (*map(stored_name, ClassMetrics.model_fields), *DERIVED)
 METRICS = tuple(name for name in ALL_METRICS if not name.startswith("lesion"))
 """Metrics of the long table, counts included, in order."""
 LESION_METRICS = tuple(name for name in ALL_METRICS if name.startswith("lesion"))
-"""Those that are there as well where lesions were scored."""
+"""Metrics that are there as well where lesions were scored."""
 COUNTS = ("TP", "FP", "FN", "TN", "n_pred", "n_ref")
 FIELDS = {stored_name(name): name for name in (*ClassMetrics.model_fields, *DERIVED)}
-"""Field of each metric."""
+"""Field of `ClassMetrics` of each metric."""
 NOT_ESTIMATED = {
     *COUNTS,
     "volume_prediction_ml",
@@ -134,7 +134,7 @@ class Summary(Document):
     estimates: dict[str, dict[str, Estimate]] = Field(default_factory=dict)
     """By `EvaluatedClass.key`, or ``foreground``, and metric; empty: written before there were any."""
     volume_correlation: dict[str, float | None] = Field(default_factory=dict)
-    """Pearson's, of predicted and reference volumes, by `EvaluatedClass.key`; none below three cases or without spread."""
+    """Pearson's correlation of predicted and reference volumes, by `EvaluatedClass.key`; none below three cases or without spread."""
     lesions: LesionRule | None = None
     """How lesions were scored; none: they were not."""
     detection: dict[str, DetectionCurve] = Field(default_factory=dict)
@@ -289,7 +289,7 @@ def _estimates(
     unions: Sequence[EvaluatedClass],
     metrics: Sequence[str],
 ) -> dict[str, dict[str, Estimate]]:
-    """Of each class and union, and of the mean over classes."""
+    """Means and their intervals, of each class and union, and of the mean over classes."""
     units = unit_codes([case.unit for case in cases])
     keys = [each.key for each in (*classes, *unions)]
     found: dict[str, dict[str, Estimate]] = {key: {} for key in (*keys, FOREGROUND)}
@@ -311,7 +311,7 @@ def _metric_table(cases: Sequence[CaseResult], keys: Sequence[str], metric: str)
 
 
 def _correlation(cases: Sequence[CaseResult], each: EvaluatedClass) -> float | None:
-    """Of predicted and reference volumes, over cases with the class in either."""
+    """Pearson's correlation of predicted and reference volumes, over cases with the class in either."""
     scores = [case.metrics[each.key] for case in cases]
     pairs = [(of.volume_prediction_ml, of.volume_reference_ml) for of in scores if of.n_pred + of.n_ref]
     if len(pairs) < FEWEST or any(np.ptp(side) == 0 for side in zip(*pairs, strict=True)):
@@ -450,7 +450,7 @@ def _detection_lines(summary: Summary) -> list[str]:
 
 
 def estimates_of(summary: Summary, metrics: Sequence[str] = ("Dice",)) -> dict[str, dict[str, Estimate]]:
-    """Those of the summary; made where it was written before there were any."""
+    """The estimates of the summary; made where it was written before there were any."""
     if summary.estimates:
         return summary.estimates
     found: dict[str, dict[str, Estimate]] = {key: {} for key in (*(each.key for each in summary.scored), FOREGROUND)}

@@ -12,20 +12,19 @@ from planners import Configuration, Document, Training, estimate_configuration_m
 
 GB = 1e9
 FLOAT = 4
-"""Bytes of images, logits and sums of windows."""
+"""Bytes of a number in images, logits and sums of windows."""
 SUPPORT_ROWS = 2
 """Rows of a slab's neighbours that linear resampling reads."""
 LABEL_COPIES = 4
-"""Of a label map of the whole image (one byte, two from 255 classes on): decided, in the image's axes, postprocessed, written."""
-
+"""Copies of a label map of the whole image (one byte a voxel, two from 255 classes on): decided, in the image's axes, postprocessed, written."""
 RANKED_COPIES = 2
-"""Of a label map: that of RankSEG, and the mask of voxels that it is not sure of."""
+"""Copies of a label map that RankSEG adds: its own, and the mask of voxels that it is not sure of."""
 MOST_RANKED = 10**9
-"""Bytes of their probabilities that are kept in memory; they are read a few times, which a file can bear."""
+"""Bytes of the probabilities of these voxels that are kept in memory; they are read a few times, which a file can bear."""
 COMPONENT_BYTES = 24
-"""Of each voxel while components are labelled and counted, in 64 bits."""
+"""Bytes that each voxel takes while components are labelled and counted, in 64 bits."""
 READ_COPIES = 3
-"""Of an image while its file is read: as stored, scaled, and in single precision."""
+"""Copies of an image while its file is read: as stored, scaled, and in single precision."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,13 +34,13 @@ class Use:
     configuration: Configuration
     training: Training
     networks: int
-    """Folds."""
+    """Number of networks: one for each fold."""
     mirror_axes: int
-    """Axes of the patch that are mirrored."""
+    """Number of axes of the patch that are mirrored."""
     step: float = STEP
     """Largest distance of windows, as a share of the patch."""
     half_sums: bool = False
-    """Windows are summed in half precision, for each network on its own."""
+    """Whether windows are summed in half precision, for each network on its own."""
     on_cpu: bool = True
 
 
@@ -50,25 +49,25 @@ class MemberNeeds(Document):
 
     windows: int
     passes: int
-    """Of networks: windows times folds times mirror images."""
+    """Runs of a network: windows times folds times mirror images."""
     batch_size: int
     """Windows that go through the network at once."""
     padded_bytes: int
-    """Copy of the image where it is smaller than a window."""
+    """Size of the padded copy of an image that is smaller than a window."""
     network_bytes: int
-    """Maps of a batch of windows."""
+    """Size of the feature maps of a batch of windows."""
     remembered_bytes: int
-    """Logits of a window without contrast, computed once; 0: computed each time."""
+    """Size of the logits of a window without contrast, which are computed once; 0: computed each time."""
     sums_bytes: int
-    """Sums of windows that are kept in memory."""
+    """Size of the sums of windows that are kept in memory."""
     disk_bytes: int
-    """Sums that are kept in a temporary file."""
+    """Size of the sums that are kept in a temporary file."""
     slab_bytes: int
-    """Logits of the rows that are resampled and decided at once."""
+    """Size of the logits of the rows that are resampled and decided at once."""
 
     @property
     def memory_bytes(self) -> int:
-        """What is taken at most, beside the preprocessed image and the networks."""
+        """Memory that is taken at most, beside the preprocessed image and the networks."""
         parts = self.padded_bytes, self.network_bytes, self.remembered_bytes, self.sums_bytes, self.slab_bytes
         return sum(parts)
 
@@ -99,12 +98,12 @@ def least_sums(use: Use) -> int:
 
 
 def _values_bytes(use: Use) -> int:
-    """Of the sums of one class at one voxel."""
+    """Bytes of the sums of one class at one voxel."""
     return 2 * use.networks if use.half_sums else FLOAT
 
 
 def _needs(use: Use, shape: Sequence[int], batch_size: int, *, remembers: bool) -> MemberNeeds:
-    """With all sums in memory."""
+    """What is needed with all sums in memory."""
     configuration, classes = use.configuration, use.configuration.network.num_outputs
     grid = WindowGrid.of(shape[1:], configuration.patch_shape, step=use.step)
     padded = [n + sum(sides) for n, sides in zip(grid.shape, grid.padding, strict=True)]
@@ -136,18 +135,18 @@ class CaseNeeds(Document):
     """What a model needs for one image, in bytes, the process as it is now included."""
 
     memory_bytes: int
-    """Main memory at most."""
+    """Largest use of main memory."""
     disk_bytes: int
-    """Of temporary files; those of probabilities are compressed, and take less."""
+    """Largest size of temporary files; those of probabilities are compressed, and take less."""
     windows: int
     passes: dict[str, int]
-    """Of the networks of each configuration."""
+    """Runs of networks by configuration."""
     ranked_bytes: int = 0
-    """Of memory for the voxels that RankSEG is not sure of; more of them go to a file."""
+    """Size of what is kept in memory of the voxels that RankSEG is not sure of; more of them go to a file."""
     unsure_bytes: int = 0
-    """Of that file, if networks are sure of no voxel at all."""
+    """Size of that file, if networks are sure of no voxel at all."""
     reads_ahead: bool
-    """There is memory to read the next image meanwhile."""
+    """Whether there is memory to read the next image meanwhile."""
 
 
 def case_needs(

@@ -49,7 +49,7 @@ class UnpreparedImage:
 
     @property
     def geometry(self) -> Geometry:
-        """Of the image."""
+        """Grid of the image."""
         return self.image.geometry
 
     def prepare(self, configuration: Configuration) -> NetworkInput:
@@ -64,10 +64,10 @@ class PreparedImage:
 
     geometry: Geometry
     inputs: Mapping[str, NetworkInput]
-    """By configuration."""
+    """What networks are given, by configuration."""
 
     def prepare(self, configuration: Configuration) -> NetworkInput:
-        """Of one of the configurations."""
+        """What the networks of one of the configurations are given."""
         return self.inputs[configuration.name]
 
 
@@ -76,16 +76,16 @@ class StoredImage:
     """A case that was preprocessed before. Holds paths only."""
 
     folder: Path
-    """Of the preprocessed cases of one configuration."""
+    """Folder of the preprocessed cases of one configuration."""
     case_id: str
     made_from: str = ""
     """Key that the stored case must have; empty: any."""
     previous: Path | None = None
-    """Of a cascade: folder of the first stage's label maps."""
+    """Folder of the label maps of a cascade's first stage; none: not a cascade."""
 
     @property
     def geometry(self) -> Geometry:
-        """Of the image before preprocessing."""
+        """Grid of the image before preprocessing."""
         return open_case(self.folder, self.case_id).placement.source
 
     def prepare(self, configuration: Configuration) -> NetworkInput:
@@ -126,15 +126,15 @@ class Predictor:
 
     model: Model
     mirroring: bool = True
-    """Average over mirror images if training mirrored; without, prediction is up to eight times faster."""
+    """Whether to average over mirror images if training mirrored; without, prediction is up to eight times faster."""
     step: float = STEP
     """Largest distance of windows, as a share of the patch; larger ones are faster."""
     every_window: bool = False
-    """Compute windows without contrast, all air of a CT, each time anew; otherwise their logits are computed once."""
+    """Whether to compute windows without contrast, all air of a CT, each time anew; otherwise their logits are computed once."""
     memory_bytes: int | None = None
     """Main memory that the process may take; none: what is free."""
     folder: Path | None = None
-    """For temporary files where memory is short; none: that of the system."""
+    """Folder for temporary files where memory is short; none: that of the system."""
 
     @classmethod
     def load(cls, path: Path | str, *, device: str = "auto", mirroring: bool = True) -> Self:
@@ -334,7 +334,7 @@ class Predictor:
         return time.monotonic() - started
 
     def _finish(self, labels: LabelMap, *, voxel_mm3: float) -> LabelMap:
-        """After postprocessing, with the values of the dataset's own files."""
+        """The label map after postprocessing, with the values of the dataset's own files."""
         model = self.model
         done = apply_postprocessing(labels, model.postprocessing, model.plan.labels, voxel_mm3=voxel_mm3)
         return to_file_values(done, model.dataset.file_values)
@@ -348,7 +348,7 @@ class Together:
         self.shares = [0.0] * number
 
     def of(self, i: int) -> Progress | None:
-        """That of one of them."""
+        """The progress of configuration ``i``."""
         return self.progress if len(self.shares) == 1 else partial(self._tell, i)
 
     def _tell(self, i: int, done: int, total: int) -> None:

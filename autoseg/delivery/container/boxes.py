@@ -26,7 +26,7 @@ from autoseg.issues import AutosegError, Issue
 from autoseg.wording import first_line
 
 GRACE_S = 5.0
-"""Between SIGTERM and SIGKILL."""
+"""Seconds between SIGTERM and SIGKILL."""
 POLL_S = 0.05
 MOST_PROCESSES = 256
 KILLED = 137
@@ -51,9 +51,9 @@ class Limits:
     memory_bytes: int
     shm_bytes: int
     seconds: float
-    """For one case."""
+    """Time limit for one case."""
     start_seconds: float = 300.0
-    """For starting, before the first health check that succeeds."""
+    """Time limit for starting, up to the first health check that succeeds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class Process(Protocol):
 
     @property
     def meter(self) -> Meter:
-        """Of its memory."""
+        """The meter of its memory."""
 
     def poll(self) -> int | None:
         """The exit code, once it has ended."""
@@ -128,7 +128,7 @@ class Process(Protocol):
         """Whether the kernel has killed a process of it at the memory limit."""
 
     def stop(self) -> None:
-        """SIGTERM, and SIGKILL after some seconds."""
+        """Send SIGTERM, and SIGKILL after some seconds."""
 
     def ask(self, method: str, path: str, seconds: float) -> int | None:
         """The status that its server answers with; None where it does not answer in time."""
@@ -167,7 +167,7 @@ class NamespaceBox:
     table_input: str
     table_output: str
     shared: tuple[tuple[Path, str], ...] = ()
-    """Folders of this machine that are seen read-only, and where."""
+    """Folders of this machine that are seen read-only, each with its place there."""
     way: str = ""
 
     def start(self, places: Places, limits: Limits) -> NamespaceProcess:
@@ -230,7 +230,7 @@ class NamespaceProcess:
         return self.meter.num_kills() > 0
 
     def stop(self) -> None:
-        """SIGTERM to the first process in the namespaces, which passes it on; then the end of all."""
+        """Send SIGTERM to the first process in the namespaces, which passes it on; then end all."""
         inside = self._inside()
         if inside is not None:
             with suppress(ProcessLookupError):

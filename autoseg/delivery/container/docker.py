@@ -109,7 +109,7 @@ class DockerProcess:
         return docker("inspect", "--format", "{{.State.OOMKilled}}", self.number) == "true"
 
     def stop(self) -> None:
-        """SIGTERM, and SIGKILL after some seconds."""
+        """Send SIGTERM, and SIGKILL after some seconds."""
         docker("stop", "--time", f"{GRACE_S:.0f}", self.number)
 
     def ask(self, method: str, path: str, seconds: float) -> int | None:

@@ -25,15 +25,15 @@ class CaseReport(Document):
     """``failed``: by its exit code, or status 500; ``answer``: another status than 201."""
     seconds: float
     peak_bytes: int | None
-    """Of the memory that its processes took; none where that cannot be measured."""
+    """Largest memory that its processes took; none where that cannot be measured."""
     message: str = ""
     """What was wrong, in words."""
     issues: tuple[Issue, ...] = ()
-    """Of the outputs."""
+    """What is wrong with its outputs."""
     stray: tuple[str, ...] = ()
     """Files that belong to no output."""
     dice: float | None = None
-    """Mean over the classes, where there is a reference."""
+    """Mean Dice over the classes; none without a reference."""
 
 
 class Rehearsal(Document):
@@ -46,16 +46,16 @@ class Rehearsal(Document):
     memory_bytes: int
     shm_bytes: int
     seconds: float
-    """Limit for one case."""
+    """Time limit for one case."""
     start_seconds: float | None = None
-    """From starting to the first health check that succeeded; none where each case starts one."""
+    """Time from starting to the first health check that succeeded; none where each case starts a container."""
     cases: tuple[CaseReport, ...]
     broken: CaseReport | None = None
     """The case that was injected: an image whose voxels are not finite."""
     outside: tuple[str, ...] = ()
     """Files that were written outside of the folder of the outputs, and are lost."""
     issues: tuple[Issue, ...] = ()
-    """Of the image, of starting, and of ending."""
+    """What is wrong with the image, and with how the container starts and ends."""
     passes: bool = False
     verdict: str = ""
 
