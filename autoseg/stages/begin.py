@@ -23,7 +23,6 @@ from autoseg.settings import STAGES, Difference, Settings, as_arguments, changes
 from autoseg.stages.run import (
     GIVE_ANOTHER,
     Run,
-    asked_for,
     discover,
     keep_first_settings,
     require_planned,
@@ -253,13 +252,13 @@ def _refuse_unknown_names(run: Run, names: set[str]) -> None:
     if not names.isdisjoint({"layout", "exclude"}):
         discover(run)
     if "configurations" in names and run.folder.plan.is_file():
-        require_planned(run.plan.names, run.settings.configurations)
+        require_planned(run.plan.names, run)
 
 
 def refuse_unknown_configurations(run: Run) -> None:
     """Refuse configurations that no plan has, before images are read; a plan that is there may have others."""
     if not run.folder.plan.is_file() and run.settings.pretrained is None:
-        require_planned(configuration_names(), asked_for(run))
+        require_planned(configuration_names(), run)
 
 
 def refuse_contradictions(settings: Settings, folder: RunFolder) -> None:

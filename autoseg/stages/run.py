@@ -217,16 +217,21 @@ def discover(run: Run) -> DatasetDescription:
     )
 
 
-def asked_for(run: Run) -> list[str]:
-    """Configurations that are asked for by name."""
-    return [*run.settings.configurations, *([] if run.configuration is None else [run.configuration])]
-
-
-def require_planned(names: Sequence[str], asked: Sequence[str]) -> None:
-    """Refuse configurations that are not among the ``names`` of a plan."""
-    if unknown := [name for name in asked if name not in names]:
-        message, fix = f"unknown configuration {' and '.join(unknown)}", f"choose from {', '.join(names)}"
-        raise AutosegError(Issue(code="plan.no_configuration", where="--configuration", message=message, fix=fix))
+def require_planned(names: Sequence[str], run: Run) -> None:
+    """Refuse configurations that are asked for by name and are not among the ``names`` of a plan."""
+    asked = {
+        "--configurations": run.settings.configurations,
+        "--configuration": () if run.configuration is None else (run.configuration,),
+    }
+    fix = f"choose from {', '.join(names)}"
+    issues = [
+        Issue(code="plan.no_configuration", where=option, message=f"unknown configuration {name}", fix=fix)
+        for option, given in asked.items()
+        for name in given
+        if name not in names
+    ]
+    if issues:
+        raise AutosegError(*issues)
 
 
 def trained_folds(folder: RunFolder) -> list[tuple[str, int]]:

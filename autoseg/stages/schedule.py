@@ -31,7 +31,6 @@ from autoseg.stages.run import (
     GIVE_ANOTHER,
     Run,
     StageRecord,
-    asked_for,
     keep_settings,
     require_planned,
     require_redo,
@@ -167,7 +166,7 @@ def schedule(run: Run) -> Generator[Work, None, None]:
 def preflight(run: Run, plan: Plan) -> None:
     """Refuse folds, files and configurations that no schedule could follow, before anything is preprocessed."""
     dataset, settings = run.dataset, run.settings
-    require_planned(plan.names, asked_for(run))
+    require_planned(plan.names, run)
     given, edited = read_given(run), edited_by_user(run)
     refuse_other_plan(run, plan)
     refuse_bad_folds(settings, dataset)

@@ -255,6 +255,7 @@ def memory_issue(plan: Plan, configuration: Configuration, training: Training, d
     needed = needed_bytes(configuration, training, 1, on_gpu=on_gpu)
     held = batch_bytes(configuration, training)
     what, fix = "a single sample", f"plan smaller patches with --memory-gb below {plan.memory_target_gb:.3g}"
+    fix += " (an edited plan.json stays as it is: make its patch_shape smaller, or discard the edits with --replan)"
     if held > needed:
         needed += held
         what, fix = f"a batch of {training.batch_size} samples", "train with smaller batches (--schedule)"

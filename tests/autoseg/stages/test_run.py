@@ -159,7 +159,9 @@ def test_a_given_schedule_that_is_the_own_one_trains_nothing_again(tmp_path: Pat
 def test_configurations_that_no_plan_has_are_refused_before_images_are_read(tmp_path: Path, data: Path) -> None:
     with pytest.raises(AutosegError) as caught:
         begin(data, tmp_path / "run", {"configurations": "2d,3d_fulres"})
-    assert caught.value.codes == ("plan.no_configuration",)
+    (issue,) = caught.value.issues
+    assert (issue.code, issue.where) == ("plan.no_configuration", "--configurations")
+    assert issue.message == "unknown configuration 3d_fulres"
     assert not (tmp_path / "run").exists()
     assert begin(data, tmp_path / "run", {"configurations": "2d,3d_lowres"}).settings.configurations[1] == "3d_lowres"
 

@@ -95,6 +95,8 @@ def test_what_does_not_fit_on_a_gpu_is_told_by_its_own_estimate(tmp_path) -> Non
     assert cpu != gpu
     issue = preflight.memory_issue(spec.plan, spec.configuration, spec.training, torch.device("cuda"))
     assert f"about {gpu / 1e9:.1f} GB" in issue.message
+    assert "--memory-gb below" in issue.fix  # of an edited plan it changes nothing
+    assert "make its patch_shape smaller, or discard the edits with --replan" in issue.fix
 
 
 def test_a_batch_takes_four_bytes_an_intensity_and_eight_a_label(tmp_path) -> None:
