@@ -513,7 +513,7 @@ def submit(
     predicted; ``predictions`` one of label maps that were made elsewhere. ``fill`` gives fields of names, such as ``team``. With
     ``incomplete`` missing cases are warnings. Raises `AutosegError` with every fault.
     """
-    from autoseg.stages.submit import find_challenge
+    from autoseg.data.challenges import challenge_named
     from autoseg.stages.submit import submit as submit_runs
 
     reporter = reporter or SilentReporter()
@@ -529,7 +529,7 @@ def submit(
 
     return submit_runs(
         [_path("run_folder", each) for each in several],
-        find_challenge(kind, None if spec is None else _path("spec", spec)),
+        challenge_named(kind, None if spec is None else _path("spec", spec)),
         images=None if images is None else _path("images", images),
         predictions=None if predictions is None else _path("predictions", predictions),
         out=None if out is None else _path("out", out),
@@ -554,12 +554,12 @@ def check_submission(
 
     Other arguments as of `submit`. Raises `AutosegError` with every fault.
     """
+    from autoseg.data.challenges import challenge_named
     from autoseg.stages.submit import check_submission as check
-    from autoseg.stages.submit import find_challenge
 
     return check(
         _path("file", file),
-        find_challenge(kind, None if spec is None else _path("spec", spec)),
+        challenge_named(kind, None if spec is None else _path("spec", spec)),
         images=None if images is None else _path("images", images),
         given=dict(fill or {}),
         is_incomplete=incomplete,

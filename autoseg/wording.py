@@ -1,7 +1,8 @@
-"""Counts, long lists, errors of libraries and issues of one kind in messages."""
+"""Counts, long lists, errors of libraries and issues of one kind in messages, and how names are compared."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
 from itertools import takewhile
@@ -82,6 +83,11 @@ def condensed(issues: Iterable[Issue]) -> list[Issue]:
         changes = {"where": f"{len(rest)} more like it", "message": names, "fix": "", "case": None}
         result += [*same[:GROUPED], rest[0].model_copy(update=changes)]
     return result
+
+
+def bare_name(name: str) -> str:
+    """A name without case, spaces and signs: two names that agree in this are meant to be the same."""
+    return re.sub(r"[\W_]+", "", name.casefold())
 
 
 def suggest(name: str, known: Collection[str]) -> str:

@@ -37,7 +37,7 @@ class Evidence(Document):
     source: str
     """A public source: a repository with its commit and file, a page, or a publication."""
     what: str = ""
-    """The facts in words that fit "... was not confirmed"; required where they were not."""
+    """The facts in words that follow "not confirmed:"; required where they were not."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -130,8 +130,8 @@ class Part(Document):
     """Values that submitted files may hold; none: those of the dataset."""
     classes: dict[str, int] = Field(default_factory=dict)
     """Names of the classes and their values; needed where no known dataset says them, or other values than there."""
-    remap: dict[str, int] = Field(default_factory=dict)
-    """Value of the dataset's label files, as text -> value to write; other values are written as they are. Where classes have the
+    remap: dict[int, int] = Field(default_factory=dict)
+    """Value of the dataset's label files -> value to write; other values are written as they are. Where classes have the
     names of the challenge, their values are found by name before."""
     reverse_slices: bool = False
     """With ``{slice}``: whether slices are counted from the last one of the image's z axis."""
@@ -147,9 +147,6 @@ class Part(Document):
                 re.compile(expression)
             except re.error as error:
                 raise ValueError(f"fields.{field}: {expression!r} is not a regular expression ({error})") from error
-        for value in self.remap:
-            if not value.lstrip("-").isdecimal():
-                raise ValueError(f"remap: {value!r} is not a label value")
         if unknown := {*self.fields} - {*fields_of(self.case)}:
             raise ValueError(f"case {self.case!r} has no field {{{min(unknown)}}}")
         return self
@@ -199,16 +196,10 @@ class Limits(Document):
     days: Annotated[int, Field(ge=1)] = 1
     in_all: Annotated[int, Field(ge=1)] | None = None
     """Submissions of a team in all."""
-    size_gb: Annotated[float, Field(gt=0)] | None = None
-    """Largest package, in GB."""
     memory_gb: Annotated[float, Field(gt=0)] | None = None
     """Memory of a container, in GB."""
-    shared_memory_gb: Annotated[float, Field(gt=0)] | None = None
-    """Shared memory (``/dev/shm``) of a container, in GB."""
     case_s: Annotated[float, Field(gt=0)] | None = None
     """Time that a container has for a case, in seconds."""
-    image_gb: Annotated[float, Field(gt=0)] | None = None
-    """Largest container image, in GB."""
 
 
 class Metric(Document):
@@ -233,8 +224,6 @@ class Scoring(Document):
     ranking: Literal["rank_then_mean", "mean_then_rank", "mean"] | None = None
     """``rank_then_mean``: teams are ranked for each case, class and metric, then ranks are averaged. ``mean_then_rank``: each
     metric is averaged over cases and classes, then ranked, then ranks are averaged. ``mean``: one average decides."""
-    tie: str = ""
-    """What decides between equal ranks, in words."""
 
 
 class Challenge(Document):

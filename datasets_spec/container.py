@@ -45,7 +45,7 @@ class Output(Document):
     """``labels``: a label map. ``probability``: float32 from 0 to 1. ``masks``: a 4D file with one mask (0, 1) per class. ``json``: ``value``."""
     values: tuple[int, ...] = ()
     """Label values that are allowed besides 0, after ``remap``; none: any that fit a byte."""
-    remap: dict[str, int] = Field(default_factory=dict)
+    remap: dict[int, int] = Field(default_factory=dict)
     """Other values for some of the model's."""
     class_value: int | None = None
     """Of a probability: the class whose it is; none: that of any class."""
@@ -97,7 +97,7 @@ class ContainerTable(Document):
     """For one case."""
     source: str
     unverified: tuple[str, ...] = ()
-    """What was not confirmed, as sentences."""
+    """What was not confirmed, in words that follow "not confirmed:"."""
 
     @model_validator(mode="after")
     def _check(self) -> ContainerTable:

@@ -116,6 +116,15 @@ def to_file_values(array: NDArray[np.integer[Any]], file_values: Sequence[int]) 
     raise AutosegError(Issue(code="labels.value_range", where="labels", message=message, fix="use smaller values"))
 
 
+def with_values(array: NDArray[np.integer[Any]], changes: Mapping[int, int]) -> NDArray[np.integer[Any]]:
+    """The array with ``changes`` (value -> new value) made at once, so that values can be swapped; int64 if there are any."""
+    if not changes:
+        return array
+    values, places = np.unique(array, return_inverse=True)
+    new = np.array([changes.get(int(value), int(value)) for value in values], np.int64)
+    return new[places].reshape(array.shape)
+
+
 Combination = frozenset[str]
 """Names of the classes that a voxel belongs to."""
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.data.dataset import DatasetDescription
+from autoseg.data.labels import with_values
 from autoseg.delivery.package_check import Checked, ExpectedFile, Rules, check_package
 from autoseg.delivery.submitted_cases import (
     Predicted,
@@ -27,7 +28,6 @@ from autoseg.delivery.submitted_cases import (
     class_values,
     expected_files,
     known_name,
-    mapped,
     part_of,
     value_map,
     written_names,
@@ -42,14 +42,12 @@ from autoseg.imaging.readers import (
     write_label_map,
 )
 from autoseg.issues import AutosegError, Issue
-from autoseg.storage.atomic import atomic_write, sync_folder, temporary_folder, write_error
-from autoseg.tracking.progress import Reporter, SilentReporter
+from autoseg.storage.atomic import atomic_write, sync_folder, temporary_folder, write_error, zip_member
+from autoseg.tracking.progress import Reporter, SilentReporter, format_duration
 from autoseg.wording import count_noun
 from datasets_spec import Challenge, Package, Part, load_challenges
 from datasets_spec.challenge import fill
 
-ZIP_DATE = (1980, 1, 1, 0, 0, 0)
-"""The earliest date a zip file can hold: the same predictions give the same archive."""
 COMPRESSED = (".gz", ".mha", ".zraw", ".png")
 """Endings of files that are compressed already."""
 MOST_LISTED = 12
@@ -331,7 +329,7 @@ def _arrays(case: _Case, array: NDArray[np.integer[Any]], part: Part) -> dict[st
     """What each file of a case holds, by its key, from the label map of the prediction."""
     if "{class}" in part.file:
         return {key: np.isin(array, case.classes[key]).astype(np.uint8) for key in case.files}
-    written = mapped(array, case.mapping)
+    written = with_values(array, case.mapping)
     if "" in case.files:
         return {"": written}
     order = reversed(range(len(written))) if part.reverse_slices else range(len(written))
@@ -406,10 +404,9 @@ def _place(inside: Path, out: Path, challenge: Challenge) -> None:
 def _write_zip(inside: Path, out: Path) -> None:
     with atomic_write(out) as file, zipfile.ZipFile(file, "w") as archive:
         for path in sorted(each for each in inside.rglob("*") if each.is_file()):
-            member = zipfile.ZipInfo(path.relative_to(inside).as_posix(), ZIP_DATE)
+            member = zip_member(path.relative_to(inside).as_posix())
             # compressed formats gain nothing from a second compression
             member.compress_type = zipfile.ZIP_STORED if path.suffix in COMPRESSED else zipfile.ZIP_DEFLATED
-            member.external_attr = 0o644 << 16
             with open(path, "rb") as source, archive.open(member, "w", force_zip64=True) as target:
                 shutil.copyfileobj(source, target)
 
@@ -445,7 +442,7 @@ def notes_of(challenge: Challenge) -> tuple[Issue, ...]:
     """What a participant should know before uploading: facts that were not confirmed, documents, rules in words."""
     where, issues = challenge.title, []
     for what in challenge.unconfirmed("package", "parts", "upload"):
-        message, fix = f"{what.rstrip(',')} was not confirmed", f"check it at {challenge.page or 'the source'}"
+        message, fix = f"not confirmed: {what}", f"check it at {challenge.page or 'the source'}"
         issues.append(Issue(code="challenge.unconfirmed", severity="warning", where=where, message=message, fix=fix))
     for document in challenge.documents:
         message, fix = f"{document} must be handed in, too", "hand it in yourself"
@@ -460,16 +457,20 @@ def list_challenges() -> str:
     lines = []
     for each in load_challenges():
         limits = each.limits
-        words = []
+        words = [] if each.year is None or f"{each.year}"[2:] in each.title else [str(each.year)]
         if limits.uploads is not None:
             days = "a day" if limits.days == 1 else f"in {limits.days} days"
-            words.append(f"{limits.uploads} {days}")
+            words.append(f"{count_noun(limits.uploads, 'upload')} {days}")
         if limits.in_all is not None:
-            words.append(f"{limits.in_all} in all")
+            words.append(f"{count_noun(limits.in_all, 'upload')} in all")
+        if limits.memory_gb is not None:
+            words.append(f"containers of {limits.memory_gb:g} GB")
+        if limits.case_s is not None:
+            words.append(f"{format_duration(limits.case_s)} a case")
         counts = [part.count for part in each.parts.values()]
         if all(count is not None for count in counts):
             words.append(count_noun(sum(filter(None, counts)), "case"))
         if doubtful := each.unconfirmed("package", "parts", "upload"):
-            words.append(f"not confirmed: {', '.join(what.rstrip(',') for what in doubtful)}")
+            words.append(f"not confirmed: {', '.join(doubtful)}")
         lines.append(f"{each.name:20} {each.title}" + (f" ({'; '.join(words)})" if words else ""))
     return "\n".join(lines)

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from autoseg.data.dataset import DatasetDescription
 from autoseg.data.discovery.cases import listed_volumes
@@ -17,7 +12,7 @@ from autoseg.delivery.package_check import ExpectedFile
 from autoseg.evaluation.folders import mask_stem
 from autoseg.imaging.readers import image_ending, image_stem, read_header, split_frame
 from autoseg.issues import AutosegError, Issue
-from autoseg.wording import shorten
+from autoseg.wording import bare_name, shorten
 from datasets_spec import Challenge, Layout, Part, load_known
 from datasets_spec.challenge import fields_of, fill
 
@@ -156,10 +151,6 @@ def _volume_name(part: Part, image: SubmittedImage, frame: str) -> str:
 # --- values ---
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[\W_]+", "", name.casefold())
-
-
 def named_values(part: Part) -> dict[str, tuple[int, ...]]:
     """Classes of the challenge, or of the known dataset that it uses, and their values in its files."""
     if part.classes:
@@ -175,8 +166,8 @@ def value_map(dataset: DatasetDescription, part: Part) -> dict[int, int]:
     Where all classes of the dataset have names of the challenge, a value becomes the one that belongs to the same classes;
     regions tell values apart in this way, too. What the part's ``remap`` says of the value that this gives comes after.
     """
-    target = {_plain(name): values for name, values in named_values(part).items()}
-    own = {_plain(label.name): label.values for label in dataset.labels.classes}
+    target = {bare_name(name): values for name, values in named_values(part).items()}
+    own = {bare_name(label.name): label.values for label in dataset.labels.classes}
     meaning = {
         frozenset(name for name, values in target.items() if value in values): value
         for value in (0, *sorted({value for values in target.values() for value in values}, reverse=True))
@@ -187,7 +178,7 @@ def value_map(dataset: DatasetDescription, part: Part) -> dict[int, int]:
         if internal != dataset.labels.ignore
     ]
     by_name = own.keys() <= target.keys() and all(each in meaning for each in classes)
-    remap = {} if by_name and part.classes else {int(value): new for value, new in part.remap.items()}
+    remap = {} if by_name and part.classes else part.remap
     written = {}
     for internal, each in enumerate(classes):
         value = meaning[each] if by_name else dataset.file_values[internal]
@@ -201,25 +192,16 @@ def class_values(dataset: DatasetDescription, part: Part) -> dict[str, tuple[int
     classes = dataset.labels.classes
     if not dataset.classes_with_masks:
         return {each.name: tuple(dataset.file_values[value] for value in each.values) for each in classes}
-    target = {_plain(name): values[0] for name, values in named_values(part).items()}
-    return {each.name: (target.get(_plain(each.name), number),) for number, each in enumerate(classes, 1)}
+    target = {bare_name(name): values[0] for name, values in named_values(part).items()}
+    return {each.name: (target.get(bare_name(each.name), number),) for number, each in enumerate(classes, 1)}
 
 
 def written_names(dataset: DatasetDescription, part: Part) -> dict[int, str]:
     """Value in a submitted file -> name of its class, for the classes that the dataset has."""
-    own = {_plain(label.name): label.name for label in dataset.labels.classes}
-    named = {values[0]: name for name, values in named_values(part).items() if _plain(name) in own}
+    own = {bare_name(label.name): label.name for label in dataset.labels.classes}
+    named = {values[0]: name for name, values in named_values(part).items() if bare_name(name) in own}
     own_values = {values[0]: name for name, values in class_values(dataset, part).items()}
     return named or own_values
-
-
-def mapped(array: NDArray[np.integer[Any]], mapping: Mapping[int, int]) -> NDArray[np.integer[Any]]:
-    """The array with other values."""
-    if not mapping:
-        return array
-    values, places = np.unique(array, return_inverse=True)
-    new = np.array([mapping.get(int(value), int(value)) for value in values], np.int64)
-    return new[places].reshape(array.shape)
 
 
 def _issue(where: Path | str, *, code: str, message: str, fix: str, case: str | None = None) -> Issue:

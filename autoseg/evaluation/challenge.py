@@ -18,13 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from autoseg.data.challenges import challenge_named
 from autoseg.evaluation.intervals import Estimate, estimate, mean_interval, ranks_of, unit_codes
 from autoseg.evaluation.lesions import LesionRule
 from autoseg.evaluation.metrics import ClassMetrics, EvaluatedClass
 from autoseg.evaluation.table import Summary
 from autoseg.issues import AutosegError, Issue
-from datasets_spec import Challenge, Metric, Scoring, challenge_names, load_challenge, read_challenge_file
-from planners import Document, DocumentError
+from datasets_spec import Challenge, Metric, Scoring
+from planners import Document
 
 FIELDS = {
     "dice": "dice",
@@ -73,18 +74,7 @@ class ChallengeScores(Document):
 
 def find_challenge(name: str) -> Challenge:
     """The challenge of that name, or in the TOML file of that path. Raises `AutosegError` where it has no metrics."""
-    where, fix = f"--as {name}", f"choose one of {', '.join(challenge_names())}, or pass a TOML file"
-    try:
-        found = read_challenge_file(Path(name)) if name.endswith(".toml") else load_challenge(name)
-    except LookupError:
-        raise AutosegError(Issue(code="challenge.unknown", where=where, message="is not known", fix=fix)) from None
-    except OSError as error:
-        message = error.strerror or "cannot be read"
-        raise AutosegError(
-            Issue(code="challenge.unknown", where=where, message=message, fix="check the path")
-        ) from error
-    except DocumentError as error:
-        raise AutosegError(*error.issues) from error
+    found, where = challenge_named(name), f"--as {name}"
     if found.scoring is None or not found.scoring.metrics:
         message = "its metrics are not recorded"
         fix = "add [[scoring.metrics]] in a TOML file that extends it, or evaluate without --as"
@@ -256,7 +246,7 @@ def format_challenge(scores: ChallengeScores, challenge: Challenge) -> str:
     widths = [max(len(line[i]) for line in (header, *lines)) for i in range(len(header))]
     text = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))) for line in (header, *lines)]  # fmt: skip
     found = challenge.unconfirmed("scoring")
-    notes = [f"Not confirmed, check it: {'; '.join(found)}"] if found else []
+    notes = [f"Not confirmed, check it: {', '.join(found)}"] if found else []
     return "\n".join([f"Scores of {challenge.title}", *text, *notes])
 
 

@@ -23,15 +23,13 @@ from autoseg.evaluation.selection import Selection
 from autoseg.inference.ways import MeasuredWay
 from autoseg.issues import AutosegError, Issue
 from autoseg.networks.weights import unpack_weights
-from autoseg.storage.atomic import atomic_write
+from autoseg.storage.atomic import atomic_write, zip_member
 from planners import Document, DocumentError, Plan, Training, read_document, write_document
 
 MANIFEST = "manifest.json"
 DESCRIPTION = "model.json"
 SUMMARY = "summary.json"
 """Cross-validated scores of the cases of a run."""
-ZIP_DATE = (1980, 1, 1, 0, 0, 0)
-"""The earliest date a zip file can hold: the same model gives the same bytes."""
 LARGEST_DOCUMENT = 64_000_000
 """Bytes of JSON; reading an untrusted file needs a limit."""
 ENCRYPTED = 0x1
@@ -236,9 +234,7 @@ def _parts(path: Path) -> list[zipfile.ZipInfo]:
 
 
 def _put(archive: zipfile.ZipFile, name: str, content: bytes) -> Entry:
-    info = zipfile.ZipInfo(name, ZIP_DATE)
-    info.external_attr = 0o644 << 16
-    archive.writestr(info, content)
+    archive.writestr(zip_member(name), content)
     return Entry(name=name, size=len(content), sha256=sha256(content).hexdigest())
 
 

@@ -19,32 +19,11 @@ from autoseg.issues import AutosegError, Issue
 from autoseg.run_folder import RunFolder
 from autoseg.storage.atomic import load_document
 from autoseg.tracking.progress import Reporter
-from autoseg.wording import suggest
-from datasets_spec import Challenge, challenge_names, load_challenge, load_known, read_challenge_file
-from planners import DocumentError, LabelClass, Labels
+from datasets_spec import Challenge, load_known
+from planners import LabelClass, Labels
 
 Predict = Callable[[Path, Inputs, Path], object]
 """Predicts images by the model of a run folder into a folder."""
-
-
-def find_challenge(kind: str, spec: Path | None) -> Challenge:
-    """The challenge called ``kind``, or that of the user's file. Raises `AutosegError`."""
-    if spec is not None:
-        try:
-            return read_challenge_file(spec)
-        except (DocumentError, OSError) as error:
-            found = error.issues if isinstance(error, DocumentError) else (error.strerror or str(error),)
-            fix = "write it as the guide on submissions says"
-            issues = [Issue(code="challenge.invalid", where=str(spec), message=str(each), fix=fix) for each in found]
-            raise AutosegError(*issues) from error
-    try:
-        return load_challenge(kind)
-    except LookupError as error:
-        message = f"challenge {kind!r} is not known"
-        fix = f"{suggest(kind, challenge_names())}; autoseg submit --list shows all, --spec takes a file of your own"
-        raise AutosegError(
-            Issue(code="submission.unknown_challenge", where="--as", message=message, fix=fix)
-        ) from error
 
 
 def submit(

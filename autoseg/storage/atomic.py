@@ -8,6 +8,7 @@ import re
 import secrets
 import shutil
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -259,6 +260,13 @@ def load_document(model: type[D], path: Path, *, fix: str | None = None) -> D:
         ]
         headline = f"{path} cannot be read:" if len(issues) > 1 else None
         raise AutosegError(*issues, headline=headline) from error
+
+
+def zip_member(name: str) -> zipfile.ZipInfo:
+    """An entry of an archive, dated as early as a zip file can say: the same content gives the same bytes."""
+    member = zipfile.ZipInfo(name)
+    member.external_attr = 0o644 << 16
+    return member
 
 
 def load_or_none(model: type[D], path: Path) -> D | None:

@@ -70,7 +70,7 @@ def test_user_file_extends_a_record(tmp_path):
         (("[0-9]{3}", "[0-9"), "not a regular expression"),
         (("number = ", "count = "), "no field {count}"),
         (('what = "the values"', ""), "what must name the facts"),
-        (("values = [0, 1]", "remap = { one = 1 }"), "not a label value"),
+        (("values = [0, 1]", "remap = { one = 1 }"), "valid integer"),
         (('name = "own"', 'extends = "nothing"'), "does not exist"),
         (('name = "own"', "name = "), "line 3"),
     ],

@@ -45,7 +45,7 @@ from autoseg.imaging.readers import (
     split_part,
 )
 from autoseg.issues import AutosegError, Issue
-from autoseg.wording import count_noun, shorten
+from autoseg.wording import bare_name, count_noun, shorten
 from datasets_spec import Layout, load_known, load_layouts
 from datasets_spec.layout import FIELD, NamedVolumes
 
@@ -425,14 +425,10 @@ def _label_maps(source: Path, images: Sequence[NamedImage], dataset: DatasetDesc
     """Label maps that a layout finds beside their images, and files beside others that are named like a class."""
     labels = labels_beside_images(source)
     labels |= {path.resolve() for _, path in images if path.name.lower().endswith(SEGMENTS) or is_segmentation(path)}
-    classes = {_plain(label.name) for label in dataset.labels.classes}
-    named = {path for _, path in images if _plain(image_stem(path)) in classes}
+    classes = {bare_name(label.name) for label in dataset.labels.classes}
+    named = {path for _, path in images if bare_name(image_stem(path)) in classes}
     others = {path.parent for _, path in images if path not in named}
     return {path for _, path in images if path.resolve() in labels or (path in named and path.parent in others)}
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\W_]+", "", name.casefold())
 
 
 def _layout(source: Path, dataset: DatasetDescription, name: str | None, spec: Path | None) -> Layout | None:

@@ -30,7 +30,7 @@ from autoseg.inference.model import bundle_run
 from autoseg.issues import AutosegError, Issue
 from autoseg.storage.atomic import atomic_write, load_document, temporary_folder, write_error
 from autoseg.tracking.progress import Reporter
-from autoseg.wording import shorten
+from autoseg.wording import bare_name, shorten
 from datasets_spec.container import ContainerKind, ContainerTable, load_container_tables, read_container_table
 from planners import DocumentError, transpose, write_document
 
@@ -154,9 +154,9 @@ def assign_channels(
                 exact = [
                     each.path
                     for each in images
-                    if _plain(channel) in {_plain(name) for name in (*each.names, each.slug)}
+                    if bare_name(channel) in {bare_name(name) for name in (*each.names, each.slug)}
                 ]
-                fits = exact or [each.path for each in images if _plain(channel) in each.slug.lower().split("-")]
+                fits = exact or [each.path for each in images if bare_name(channel) in each.slug.lower().split("-")]
             found += fits[:1]
             open_ones += [channel] * (len(fits) != 1)
         is_whole = not open_ones and len(set(found)) == len(channels)
@@ -169,10 +169,6 @@ def assign_channels(
     return tuple(assigned)
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
 def _example(table: ContainerTable) -> str:
     first = table.interfaces[0].inputs[0]
     return first.slug or first.path
@@ -182,7 +178,7 @@ def value_issues(table: ContainerTable, file_values: Sequence[int]) -> list[Issu
     """Label values of a model that its challenge does not know; an error each. ``file_values``: of the model, background first."""
     issues = []
     for output in {output.path: output for interface in table.interfaces for output in interface.outputs}.values():
-        written = {output.remap.get(str(value), value) for value in file_values}
+        written = {output.remap.get(value, value) for value in file_values}
         allowed = {0, *output.values} if output.values else set(range(256))
         if output.kind == "labels" and (unknown := sorted(written - allowed)):
             message = (

@@ -15,7 +15,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -29,6 +29,7 @@ import autoseg
 from autoseg.compute.device import choose_device, set_threads
 from autoseg.compute.executor import available_cores
 from autoseg.data.dataset import DatasetDescription
+from autoseg.data.labels import with_values
 from autoseg.imaging.image import Geometry, Image
 from autoseg.imaging.readers import (
     image_ending,
@@ -316,18 +317,10 @@ def _write(target: Target, found: Prediction, predictor: Predictor, *, source: P
     elif output.kind == "masks":
         write_masks(path, masks_of(found.labels, predictor), found.geometry)
     else:
-        labels = remapped(found.labels, output.remap)
+        labels = with_values(found.labels, output.remap)
         write_label_map(path, labels, found.geometry, source=source)
         values = np.unique(labels).tolist()
         logger.info("%s: values %s", path.name, " ".join(map(str, values)))
-
-
-def remapped(labels: NDArray[np.integer], changes: Mapping[str, int]) -> NDArray[np.integer]:
-    """Label values with ``changes`` (value as text: new value) made at once, so that values can be swapped."""
-    result = labels.copy() if changes else labels
-    for old, new in changes.items():
-        result[labels == int(old)] = new
-    return result
 
 
 def masks_of(labels: NDArray[np.integer], predictor: Predictor) -> NDArray[np.bool_]:

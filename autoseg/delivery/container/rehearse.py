@@ -13,9 +13,10 @@ from statistics import fmean
 
 import numpy as np
 
-from autoseg.delivery.container.boxes import KILLED, Limits, Places, Process
+from autoseg.data.labels import with_values
+from autoseg.delivery.container.boxes import KILLED, POLL_S, Limits, Places, Process
 from autoseg.delivery.container.opening import RehearsalCase, Rehearsed, find_cases, opened_container
-from autoseg.delivery.container.program import ContainerProgram, remapped
+from autoseg.delivery.container.program import ContainerProgram
 from autoseg.delivery.container.rules import lay_out, output_issues, strays
 from autoseg.delivery.container.verdict import CaseReport, Outcome, Rehearsal, judge
 from autoseg.evaluation.metrics import EvaluatedClass, compare, evaluated_classes
@@ -26,7 +27,6 @@ from autoseg.issues import AutosegError, Issue
 from autoseg.tracking.progress import Reporter, format_duration
 from datasets_spec.container import CASE, ContainerTable
 
-POLL_S = 0.05
 HEALTH_S = 10.0
 BROKEN = "broken"
 """Name of the case that is injected."""
@@ -185,9 +185,8 @@ def _dice(program: ContainerProgram, interface: int, case: RehearsalCase, output
     path = output / wanted[0].path.replace(CASE, case.name)
     file = path if image_ending(path) else next(iter(sorted(path.rglob("*.m*"))), path)
     predicted, reference = read_label_map(file), reference_labels(case.reference, case.name)
-    truth = remapped(align_label_map(reference, predicted.geometry), wanted[0].remap)
-    changed = {int(old): new for old, new in wanted[0].remap.items()}
-    values = [changed.get(value, value) for value in program.dataset.file_values]
+    truth = with_values(align_label_map(reference, predicted.geometry), wanted[0].remap)
+    values = [wanted[0].remap.get(value, value) for value in program.dataset.file_values]
     named = evaluated_classes(program.dataset.labels, values)
     classes = list({each.key: each for each in map(_without_repeats, named)}.values())  # of what is merged, one
     scores = compare(predicted.array, truth, classes=classes, spacing_mm=predicted.geometry.spacing_mm)

@@ -18,8 +18,15 @@ from autoseg.data.checks import check_dataset
 from autoseg.data.dataset import Case, LabelCoding, MaskFile
 from autoseg.data.discovery import discover_dataset
 from autoseg.data.discovery.classes import labels_of_combinations
-from autoseg.data.labels import combination_values, read_case_labels, read_file_labels, to_file_values, to_internal
-from autoseg.evaluation.label_maps import labels_from_probabilities
+from autoseg.data.labels import (
+    combination_values,
+    read_case_labels,
+    read_file_labels,
+    to_file_values,
+    to_internal,
+    with_values,
+)
+from autoseg.evaluation.label_maps import decide
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import read_header, read_label_map, read_segments, write_label_map
 from autoseg.imaging.resampling import resample_regions
@@ -69,7 +76,7 @@ def test_predicted_regions_keep_their_overlaps(voxels):
         scores, GRID.shape, labels.region_order, resampling=linear, separate_axis=None, overlaps=labels.overlaps
     )
     np.testing.assert_array_equal(written, expected)
-    np.testing.assert_array_equal(labels_from_probabilities(scores / 4 + 0.5, labels), expected)
+    np.testing.assert_array_equal(decide(list(scores / 4 + 0.5), labels), expected)
 
 
 def test_nested_regions_are_written_in_their_order_as_ever():
@@ -426,3 +433,9 @@ def test_unknown_values_are_named_with_their_counts(wide: int) -> None:
 
 def test_an_empty_array_stays_empty() -> None:
     assert to_internal(np.zeros((0, 2), np.uint8), (0, 1)).shape == (0, 2)
+
+
+def test_values_can_be_swapped_and_may_not_fit_the_old_type():
+    array = np.array([[0, 1], [2, 3]], np.uint8)
+    assert with_values(array, {1: 2, 2: 1, 3: 300}).tolist() == [[0, 2], [1, 300]]
+    assert with_values(array, {}) is array

@@ -240,7 +240,7 @@ def test_affines_of_kits23_differ_by_a_thousandth_in_all(shift_mm, is_right, tmp
     if is_right:
         done = api.submit(made.run, **given)
         assert done.line.startswith("2 of 110 cases, names case_NNNNN.nii.gz")
-        assert "the form of the upload was not confirmed" in [issue.message for issue in done.issues]
+        assert "not confirmed: the form of the upload" in [issue.message for issue in done.issues]
     else:
         assert refused(api.submit, made.run, **given) == [("grid_mismatch", "case_00600.nii.gz")]
 

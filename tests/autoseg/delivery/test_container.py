@@ -34,7 +34,6 @@ from autoseg.delivery.container.program import (
     make_server,
     read_channels,
     read_sockets,
-    remapped,
     run_task,
 )
 from autoseg.delivery.container.rules import lay_out, output_issues, strays
@@ -301,12 +300,6 @@ def test_values_that_the_challenge_does_not_know_are_refused_before_anything_is_
     any_byte = find_table("flare", None)
     assert value_issues(any_byte, (0, 255)) == []
     assert len(value_issues(any_byte, (0, 256))) == 1
-
-
-def test_values_can_be_swapped():
-    labels = np.array([0, 1, 2, 3], np.uint8)
-    assert remapped(labels, {"1": 2, "2": 1}).tolist() == [0, 2, 1, 3]
-    assert labels.tolist() == [0, 1, 2, 3]
 
 
 def test_an_unknown_interface_is_refused_with_the_known_ones(finished, tmp_path):

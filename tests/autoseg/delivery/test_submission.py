@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from autoseg.data.challenges import challenge_named
 from autoseg.data.discovery import discover_dataset
 from autoseg.data.phantom import make_phantom_dataset
 from autoseg.delivery.package_check import grid_faults
@@ -18,7 +19,6 @@ from autoseg.delivery.submitted_cases import Predicted, SubmittedImage
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import read_header, read_label_map, write_image, write_label_map
 from autoseg.issues import AutosegError
-from autoseg.stages.submit import find_challenge
 from datasets_spec import Grid
 
 GRID = Geometry(shape=(2, 3, 4), spacing_mm=(2.0, 1.0, 0.5))
@@ -41,7 +41,7 @@ def predictions(dataset, tmp_path):
 def pack(predictions, dataset, *, kind="zip", out=None):
     images = tuple(SubmittedImage(case_id=case.case_id, image=case.image_paths[0]) for case in dataset.test)
     found = Predicted(dataset=dataset, images=images, folder=predictions)
-    return pack_submission([found], find_challenge(kind, None), out=out).path
+    return pack_submission([found], challenge_named(kind), out=out).path
 
 
 def refused(predictions, dataset, out):
@@ -246,9 +246,9 @@ def test_missing_folder_of_predictions_is_named(dataset, tmp_path):
 
 def test_unknown_challenge_is_refused_with_one_of_a_similar_name():
     with pytest.raises(AutosegError) as caught:
-        find_challenge("kits-23", None)
+        challenge_named("kits-23")
     (issue,) = caught.value.issues
-    assert (issue.code, issue.where) == ("submission.unknown_challenge", "--as")
+    assert (issue.code, issue.where) == ("challenge.unknown", "--as kits-23")
     assert "kits23" in issue.fix
 
 
