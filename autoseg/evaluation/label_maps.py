@@ -1,4 +1,4 @@
-"""Label maps from probabilities: the mean of several models, the largest probability, and postprocessing (method sections 8.2, 9.3 and 9.5).
+"""Label maps from probabilities: the largest probability, of one model or several, and postprocessing (method sections 8.2, 9.3 and 9.5).
 
 `autoseg.evaluation.rankseg` decides otherwise.
 """
@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
@@ -50,53 +50,7 @@ SMALLEST_MM3 = tuple(digit * 10.0**power for power in range(5) for digit in (1, 
 """Volumes below which components are removed on trial: 1 mm³ to 50 ml; for pictures without spacing, pixels."""
 
 
-# --- several models ---
-
-
-def mean_probabilities(members: Iterable[Floats], weights: Sequence[float] = ()) -> NDArray[np.float32]:
-    """The mean of the members' probabilities, each (K, Z, Y, X) in [0, 1], as float32 of that shape.
-
-    ``weights`` has one for each member and adds up to one; none: the plain mean. Members may be generated one by one; two
-    arrays are in memory at a time. Raises `AutosegError` where shapes differ, and `ValueError` without members.
-    """
-    total: NDArray[np.float32] | None = None
-    number = 0
-    for member in members:
-        if total is None:
-            total = np.zeros(member.shape, dtype=np.float32)
-        elif member.shape != total.shape:
-            message = f"have shapes {total.shape} and {member.shape} (classes, z, y, x)"
-            fix = "predict the same image with all members, from the same plan"
-            raise AutosegError(Issue(code="ensemble.shape_mismatch", where="members", message=message, fix=fix))
-        for of_class, own in zip(total, member, strict=True):
-            of_class += own * np.float32(weights[number]) if weights else own
-        number += 1
-    if total is None:
-        raise ValueError("an ensemble needs at least one member")
-    if not weights:
-        total /= number
-    return total
-
-
 # --- the largest probability ---
-
-
-def labels_from_probabilities(probabilities: Floats, labels: Labels) -> LabelMap:
-    """Internal label values, (Z, Y, X), from probabilities (K, Z, Y, X).
-
-    Classes: the channel with the largest probability, the first of equals; channel 0 is the background. Regions: each region
-    whose probability is above `THRESHOLD` writes its value of ``region_order``, later ones over earlier ones; combinations that this would
-    lose have values of their own (`planners.Labels.overlaps`). ``uint8`` if there
-    are fewer than 255 foreground values, else ``uint16``. Raises `AutosegError` where K does not fit the labels.
-    """
-    if probabilities.ndim != 4 or probabilities.shape[0] != labels.num_outputs:
-        message = f"have shape {probabilities.shape}, but these labels need ({labels.num_outputs}, z, y, x)"
-        fix = "use the probabilities that a model of this dataset made"
-        raise AutosegError(Issue(code="ensemble.class_mismatch", where="probabilities", message=message, fix=fix))
-    result = np.zeros(probabilities.shape[1:], dtype=type_for(labels))
-    for rows, part in probability_slabs(probabilities):
-        result[rows] = decide(part, labels)
-    return result
 
 
 def probability_slabs(probabilities: Probabilities) -> Iterator[Slab]:
@@ -112,7 +66,12 @@ def _slabs(shape: Sequence[int]) -> Iterator[slice]:
 
 
 def decide(scores: Sequence[Floats], labels: Labels) -> LabelMap:
-    """Internal label values (...) from the probabilities (...) of each class or region, as `labels_from_probabilities`."""
+    """Internal label values (...) from the probabilities (...) of each class or region.
+
+    Classes: the one with the largest probability, the first of equals; the first is the background. Regions: each region
+    whose probability is above `THRESHOLD` writes its value of ``region_order``, later ones over earlier ones; combinations that this would
+    lose have values of their own (`planners.Labels.overlaps`). ``uint8`` if there are fewer than 255 foreground values, else ``uint16``.
+    """
     if labels.region_order is not None:
         return compose_regions([each > THRESHOLD for each in scores], labels)
     return largest_scores(scores, labels)[0]

@@ -1,11 +1,13 @@
-"""Mean logits with sums over the whole volume at once: written down plainly, to compare what is computed row by row with."""
+"""Logits and probabilities of whole volumes at once: written down plainly, to compare what is computed row by row with."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -86,3 +88,11 @@ def _mean(windows: Tensor, networks: Sequence[nn.Module], mirror_axes: Sequence[
                 logits = network(windows.flip(axes)).float()
             total = total + logits.flip(axes)
     return total / (len(networks) * len(flips))
+
+
+def mean_probabilities(members: Sequence[NDArray[np.floating]], weights: Sequence[float] = ()) -> NDArray[np.float32]:
+    """The mean of the members' probabilities, each (K, Z, Y, X), one after the other in single precision; ``weights`` add up to one."""
+    total = np.zeros(members[0].shape, np.float32)
+    for number, member in enumerate(members):
+        total += member * np.float32(weights[number]) if weights else member
+    return total if weights else total / np.float32(len(members))

@@ -11,14 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from whole_volume import mean_probabilities
 
 from autoseg.evaluation.label_maps import (
     count_agreement,
     count_ensembles,
+    decide,
     ensemble_labels,
     ensemble_slabs,
-    labels_from_probabilities,
-    mean_probabilities,
     probability_slabs,
 )
 from autoseg.evaluation.rankseg import CERTAIN, rank_labels
@@ -36,51 +36,17 @@ def voxels(*probabilities: tuple[float, ...]) -> np.ndarray:
     return np.array(probabilities, dtype=np.float32).T[:, None, None, :]
 
 
-def test_mean_is_plain_and_of_one_type() -> None:
-    members = (voxels((0.2, 0.8)), voxels((0.4, 0.6)).astype(np.float64))
-
-    got = mean_probabilities(members)
-
-    assert got.dtype == np.float32
-    assert got.ravel() == pytest.approx([0.3, 0.7])
-
-
-def test_members_are_left_as_they_are() -> None:
-    first = voxels((0.2, 0.8))
-
-    mean_probabilities([first, voxels((1.0, 0.0))])
-
-    assert first.ravel() == pytest.approx([0.2, 0.8])
-
-
-def test_members_of_different_shape_are_refused() -> None:
-    with pytest.raises(AutosegError) as caught:
-        mean_probabilities([voxels((0.2, 0.8)), voxels((0.2, 0.5, 0.3))])
-    assert caught.value.codes == ("ensemble.shape_mismatch",)
-
-
-def test_an_ensemble_without_members_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one"):
-        mean_probabilities([])
-
-
 def test_largest_probability_wins_and_the_first_of_equals() -> None:
-    got = labels_from_probabilities(voxels((0.1, 0.2, 0.7), (0.4, 0.4, 0.2), (0.2, 0.4, 0.4)), TWO)
+    got = decide(voxels((0.1, 0.2, 0.7), (0.4, 0.4, 0.2), (0.2, 0.4, 0.4)), TWO)
 
     assert got.shape == (1, 1, 3)
     assert got.ravel().tolist() == [2, 0, 1]
 
 
 def test_regions_write_in_order_above_one_half() -> None:
-    got = labels_from_probabilities(voxels((0.9, 0.9), (0.9, 0.5), (0.2, 0.8), (0.5, 0.5), (0.5001, 0.0)), REGIONS)
+    got = decide(voxels((0.9, 0.9), (0.9, 0.5), (0.2, 0.8), (0.5, 0.5), (0.5001, 0.0)), REGIONS)
 
     assert got.ravel().tolist() == [2, 1, 2, 0, 1]
-
-
-def test_wrong_number_of_channels_is_refused() -> None:
-    with pytest.raises(AutosegError) as caught:
-        labels_from_probabilities(voxels((0.5, 0.5)), TWO)
-    assert caught.value.codes == ("ensemble.class_mismatch",)
 
 
 @pytest.mark.parametrize(("number", "dtype"), [(254, np.uint8), (255, np.uint16)])
@@ -89,24 +55,10 @@ def test_integer_type_grows_with_the_number_of_classes(number: int, dtype: type[
     probabilities = np.zeros((number + 1, 1, 1, 2), dtype=np.float32)
     probabilities[number, 0, 0, 1] = 1
 
-    got = labels_from_probabilities(probabilities, labels)
+    got = decide(probabilities, labels)
 
     assert got.dtype == dtype
     assert got.ravel().tolist() == [0, number]
-
-
-@given(probabilities=arrays(np.float32, (3, 2, 3, 4), elements=st.floats(0, 1, width=32)))
-def test_an_ensemble_of_equal_members_decides_as_one(probabilities: np.ndarray) -> None:
-    """Four members, because the sum of four equal numbers and a quarter of it are exact."""
-    together = mean_probabilities([probabilities] * 4)
-
-    assert np.array_equal(labels_from_probabilities(together, TWO), labels_from_probabilities(probabilities, TWO))
-
-
-def test_weights_are_those_of_the_members_in_order() -> None:
-    got = mean_probabilities([voxels((0.2, 0.8)), voxels((0.6, 0.4))], (0.25, 0.75))
-
-    assert got.ravel() == pytest.approx([0.5, 0.5])
 
 
 # --- RankSEG ---
@@ -178,7 +130,7 @@ def test_regions_claim_each_for_itself(seed: int, scale: float) -> None:
 
     plain, by_logits = rank_labels([(slice(0, 2), list(logits))], p.shape[1:], REGIONS, are_logits=True)
 
-    assert np.array_equal(plain, labels_from_probabilities(p, REGIONS))
+    assert np.array_equal(plain, decide(p, REGIONS))
     assert np.mean(by_logits != expected) <= 0.02
     assert np.mean(ranked(p, REGIONS) != expected) <= 0.02
 
@@ -187,9 +139,9 @@ def test_rank_agrees_with_the_package() -> None:
     rng = np.random.default_rng(0)
     for number in (2, 3, 5):
         p = softmax(rng.normal(size=(number, 4, 8, 9)) * 3)
-        decide = rankseg.RankSEG(metric="dice", output_mode="multiclass", solver="RMA", unassigned_policy="max_score")
+        package = rankseg.RankSEG(metric="dice", output_mode="multiclass", solver="RMA", unassigned_policy="max_score")
 
-        assert np.array_equal(ranked(p, labels_for(number)), decide.predict(torch.from_numpy(p[None]))[0].numpy())
+        assert np.array_equal(ranked(p, labels_for(number)), package.predict(torch.from_numpy(p[None]))[0].numpy())
 
 
 def test_a_class_takes_voxels_below_one_half_where_it_is_unsure() -> None:
@@ -197,7 +149,7 @@ def test_a_class_takes_voxels_below_one_half_where_it_is_unsure() -> None:
     p = voxels((0.4, 0.6), (0.6, 0.4), *[(1.0, 0.0)] * 5)
 
     assert ranked(p, labels_for(2)).ravel().tolist() == [1, 1, 0, 0, 0, 0, 0]
-    assert labels_from_probabilities(p, labels_for(2)).ravel().tolist() == [1, 0, 0, 0, 0, 0, 0]
+    assert decide(p, labels_for(2)).ravel().tolist() == [1, 0, 0, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(("highest", "claimed"), [(0.5, 0), (0.51, 2)])
@@ -248,8 +200,8 @@ def test_ensembles_from_label_maps_are_those_of_all_probabilities(
     weights = tuple(part / sum(parts[: len(members)]) for part in parts[: len(members)])
     whole = mean_probabilities([each.astype(np.float32) for each in members], weights)
     sharp = np.abs(whole - 0.5).min() > 1e-4 and np.min(np.abs(np.diff(np.sort(whole, axis=0), axis=0))) > 1e-4
-    label_maps = [labels_from_probabilities(each, labels) for each in members]
-    expected = labels_from_probabilities(whole, labels)
+    label_maps = [decide(each, labels) for each in members]
+    expected = decide(whole, labels)
     reference = np.random.default_rng(0).integers(0, 3, expected.shape)
 
     got = ensemble_labels(label_maps, members, weights, labels)

@@ -17,6 +17,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
+from whole_volume import mean_probabilities
 
 import autoseg
 from autoseg.cli import app
@@ -27,7 +28,6 @@ from autoseg.evaluation.label_maps import (
     KeepLargestComponent,
     RemoveSmallComponents,
     apply_postprocessing,
-    mean_probabilities,
     probability_slabs,
 )
 from autoseg.evaluation.rankseg import rank_labels

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from whole_volume import whole_logits
+from whole_volume import mean_probabilities, whole_logits
 
 from autoseg.evaluation.label_maps import (
-    labels_from_probabilities,
-    mean_probabilities,
+    decide,
     probability_slabs,
 )
 from autoseg.evaluation.rankseg import rank_labels
@@ -162,7 +161,7 @@ def test_configurations_of_different_grids_are_averaged_slab_by_slab(labels: Lab
     target = blank_probabilities(FINE, labels)
     plain, ranked = decide_together(outputs, labels, weights, ranks=True, target=inside_box(target, FINE))
     np.testing.assert_array_equal(target, whole)
-    np.testing.assert_array_equal(plain, labels_from_probabilities(whole, labels))
+    np.testing.assert_array_equal(plain, decide(whole, labels))
     expected = rank_labels(probability_slabs(whole), whole.shape[1:], labels, are_logits=False)
     np.testing.assert_array_equal(plain, expected[0])
     np.testing.assert_array_equal(ranked, expected[1])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from whole_volume import mean_probabilities
 
 from autoseg.data.dataset import Case, DatasetDescription
 from autoseg.evaluation.label_maps import (
@@ -15,8 +16,7 @@ from autoseg.evaluation.label_maps import (
     RemoveSmallComponents,
     apply_postprocessing,
     count_agreement,
-    labels_from_probabilities,
-    mean_probabilities,
+    decide,
     probability_slabs,
 )
 from autoseg.evaluation.rankseg import rank_labels
@@ -181,7 +181,7 @@ def test_all_weights_are_counted_at_once(validated: tuple[ValidatedCase, list[np
 
     for counts, each in zip(got, weights, strict=True):
         together = mean_probabilities([one.astype(np.float32) for one in kept], each)
-        expected = count_agreement(labels_from_probabilities(together, LABELS), reference, LABELS)
+        expected = count_agreement(decide(together, LABELS), reference, LABELS)
         assert np.abs(counts - expected).max() <= 1
 
 
