@@ -194,21 +194,19 @@ def read_mask(
     *,
     threshold: int | None,
     onto: Geometry | None = None,
-    opened: dict[Path, Any] | None = None,
 ) -> tuple[NDArray[np.bool_], Geometry]:
     """Where a class is: bool (Z, Y, X), reoriented to ``onto`` if given, and its geometry.
 
-    ``opened`` caches files of segments. Raises `AutosegError` where the file has several values besides 0 and there is no
-    threshold.
+    Raises `AutosegError` where the file has several values besides 0 and there is no threshold.
     """
-    inside, _, geometry = _with_value(mask, threshold, onto, {} if opened is None else opened)
+    inside, _, geometry = _with_value(mask, threshold, onto, {})
     return inside, geometry
 
 
 def _with_value(
     mask: MaskFile, threshold: int | None, onto: Geometry | None, opened: dict[Path, Any]
 ) -> tuple[NDArray[np.bool_], int | None, Geometry]:
-    """As `read_mask`, with the value inside; None for an empty mask, and where there is a threshold."""
+    """As `read_mask`, with the value inside; None for an empty mask, and where there is a threshold. ``opened`` caches files of segments."""
     label_map = _aligned(Path(mask.file), _read_segment(Path(mask.file), opened), onto)
     array = label_map.array
     if threshold is not None:
@@ -419,8 +417,8 @@ def paired_names(names: Sequence[str]) -> tuple[Pair, ...]:
     )
 
 
-def mirrored_pairs(names: Sequence[str], cases: Sequence[Places], *, axis: int = LEFT_TO_RIGHT) -> tuple[Pair, ...]:
-    """Pairs of classes of like volume that in every case lie beside each other along ``axis``, the same one always first.
+def mirrored_pairs(names: Sequence[str], cases: Sequence[Places]) -> tuple[Pair, ...]:
+    """Pairs of classes of like volume that in every case lie beside each other from left to right, the same one always first.
 
     Cases that lack one of the two do not count; `MIN_CASES` must have both. The first of a pair is the one further left
     (canonical x runs to the left).
@@ -435,18 +433,20 @@ def mirrored_pairs(names: Sequence[str], cases: Sequence[Places], *, axis: int =
         if both.sum() < MIN_CASES:
             continue
         apart = centres[both, a] - centres[both, b]
-        beside = np.abs(apart[:, axis])
-        slant = np.linalg.norm(np.delete(apart, axis, axis=1), axis=1)
+        beside = np.abs(apart[:, LEFT_TO_RIGHT])
+        slant = np.linalg.norm(np.delete(apart, LEFT_TO_RIGHT, axis=1), axis=1)
         ratio = np.exp(abs(float(np.median(np.log(volumes[both, a] / volumes[both, b])))))
-        off = np.abs((centres[both, a, axis] + centres[both, b, axis]) / 2 - centres[both, -1, axis])
-        same_side = abs(int(np.sign(apart[:, axis]).sum())) == len(apart)
+        off = np.abs(
+            (centres[both, a, LEFT_TO_RIGHT] + centres[both, b, LEFT_TO_RIGHT]) / 2 - centres[both, -1, LEFT_TO_RIGHT]
+        )
+        same_side = abs(int(np.sign(apart[:, LEFT_TO_RIGHT]).sum())) == len(apart)
         if (
             same_side
             and (slant <= MAX_SLANT * beside).all()
             and ratio <= MAX_VOLUME_RATIO
             and (off <= MAX_OFF_CENTRE * beside).all()
         ):
-            pairs.append((names[a], names[b]) if apart[0, axis] > 0 else (names[b], names[a]))
+            pairs.append((names[a], names[b]) if apart[0, LEFT_TO_RIGHT] > 0 else (names[b], names[a]))
     return tuple(pairs)
 
 

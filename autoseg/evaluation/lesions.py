@@ -228,12 +228,10 @@ class DetectionCurve(Document):
     num_lesions: int
 
 
-def find_detections(
-    probability: NDArray[np.floating], reference: BoolArray, *, connectivity: int = 26, floor: float = FROC_FLOOR
-) -> Detections:
-    """Candidates in a map of probabilities (Z, Y, X): components from ``floor`` on, each as sure as its surest voxel."""
-    lesions, number = _components(reference, connectivity)
-    candidates, num_candidates = _components(np.asarray(probability >= floor), connectivity)
+def find_detections(probability: NDArray[np.floating], reference: BoolArray) -> Detections:
+    """Candidates in a map of probabilities (Z, Y, X): components from `FROC_FLOOR` on, each as sure as its surest voxel."""
+    lesions, number = _components(reference, 26)
+    candidates, num_candidates = _components(np.asarray(probability >= FROC_FLOOR), 26)
     if not num_candidates:
         return Detections(num_lesions=number, hits=(), false=())
     sure = np.asarray(ndimage.maximum(probability, candidates, np.arange(1, num_candidates + 1)), np.float64)

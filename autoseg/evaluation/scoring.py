@@ -58,7 +58,6 @@ def score_case(
     tolerance_mm: float = DEFAULT_TOLERANCE_MM,
     lesions: LesionRule | None = None,
     unscored: Collection[str] = (),
-    patient: str | None = None,
 ) -> CaseResult:
     """Score label maps that were read from the files of ``pair``. Distances are in mm by the spacing of the reference.
 
@@ -81,7 +80,6 @@ def score_case(
     )
     return CaseResult(
         case_id=pair.case_id,
-        patient=patient,
         metrics={
             each.key: _unscored(metrics[each.name]) if each.name in unscored else metrics[each.name] for each in classes
         },

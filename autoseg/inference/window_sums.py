@@ -95,7 +95,7 @@ class WindowSums:
         """Have all that a window is added to in memory: nothing is allocated when it is added."""
         wanted = list(self._cells_of(index))
         if self.room.memory_bytes is not None:
-            self._make_room(index, wanted)
+            self._make_room(wanted)
         for cell in wanted:
             if cell.sums is None:
                 shape = (cell.shape[0], self.classes, *cell.shape[1:])
@@ -188,7 +188,7 @@ class WindowSums:
         a, b, c = shape
         return a * b * c * self.classes * self.dtype.itemsize
 
-    def _make_room(self, index: int, wanted: Sequence[Cell]) -> None:
+    def _make_room(self, wanted: Sequence[Cell]) -> None:
         """Write cells to the file, those that are needed last first, until what a window needs fits into memory."""
         own = {id(cell) for cell in wanted}
         held = [cell for cell in self._cells.values() if cell.sums is not None and id(cell) not in own]

@@ -6,7 +6,6 @@ from contextlib import suppress
 
 from torch import Tensor
 
-from autoseg.data.dataset import DatasetDescription
 from autoseg.evaluation.selection import Selection
 from autoseg.inference.bundle import open_bundle
 from autoseg.inference.model import final_weights
@@ -36,7 +35,7 @@ from planners import (
 )
 
 
-def schedule_with_more_time(run: Run, dataset: DatasetDescription, plan: Plan) -> Schedule:
+def schedule_with_more_time(run: Run, plan: Plan) -> Schedule:
     """The run's schedule with the time that this call adds to the budget.
 
     Raises `AutosegError` where folds were trained from something else than now, where the steps are the user's, and where the

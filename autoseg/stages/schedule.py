@@ -292,7 +292,7 @@ def _make(run: Run, dataset: DatasetDescription, plan: Plan, given: Schedule | N
     if adds_time and (known is None or not known.starts):
         from autoseg.stages.more_time import schedule_with_more_time
 
-        known = schedule_with_more_time(run, dataset, plan)
+        known = schedule_with_more_time(run, plan)
     if known is None:
         require_redo(run, reasons, code="run.schedule_changed")
         splits = find_splits(run.settings, dataset)

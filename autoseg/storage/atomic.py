@@ -155,7 +155,7 @@ def require_file_name(path: Path) -> None:
 
 
 @contextmanager
-def atomic_write(path: Path, *, mode: str = "wb") -> Iterator[IO[bytes]]:
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that appears at ``path`` atomically.
 
     Written under a temporary name next to it, flushed to the disk, then renamed; the folder is made if missing.
@@ -165,7 +165,7 @@ def atomic_write(path: Path, *, mode: str = "wb") -> Iterator[IO[bytes]]:
     temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, mode) as file:
+        with open(temporary, "wb") as file:
             claim(file.fileno())
             yield file
             file.flush()

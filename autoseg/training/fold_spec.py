@@ -21,7 +21,7 @@ from autoseg.tracking.callbacks import Callback, EpochRecord, notify
 from autoseg.training.augmentation import Recipe, make_recipe
 from autoseg.training.loop import Parts, is_mean_over_samples, make_parts
 from autoseg.training.losses import make_joint_loss, make_loss
-from autoseg.training.sampling import BatchSource, Crop, PackedBatch, PatchSource, with_scarce, with_sought
+from autoseg.training.sampling import BatchSource, Crop, PackedBatch, PatchSource, with_scarce
 from planners import Configuration, Labels, Plan, Revision, Training, learning_rate, planned_position, with_width
 
 CHECKPOINT_INTERVAL_S = 45.0
@@ -92,8 +92,8 @@ def configuration_recipe(configuration: Configuration, training: Training) -> Re
     )
 
 
-def batch_source(spec: FoldSpec, *, purpose: str, sought: Sequence[str] = ()) -> BatchSource:
-    """The batches for ``training`` or ``validation``; in training more of them around classes that are ``sought``.
+def batch_source(spec: FoldSpec, *, purpose: str) -> BatchSource:
+    """The batches for ``training`` or ``validation``; `with_sought` draws more of them around some classes.
 
     For training every case is opened once, to find the scarce classes.
     """
@@ -112,7 +112,7 @@ def batch_source(spec: FoldSpec, *, purpose: str, sought: Sequence[str] = ()) ->
         return source
     if spec.ranks is not None:
         source = replace(source, share=spec.ranks.share(source.batch_size))
-    return with_sought(with_scarce(source), sought)
+    return with_scarce(source)
 
 
 def make_fold_parts(spec: FoldSpec) -> Parts:

@@ -286,13 +286,10 @@ def survivors(entries: Sequence[Entry], held: Round) -> tuple[Entry, ...]:
     return (entries[0], *left) if left else ()
 
 
-def describe_round(held: Round, *, ended_only: bool = True) -> list[str]:
-    """A sentence for each challenger: ``2d lost to 3d_fullres: -0.012 [-0.020, -0.004] over 12 cases after 300 steps``.
-
-    ``ended_only``: of those that do not go on.
-    """
+def describe_round(held: Round) -> list[str]:
+    """A sentence for each challenger that does not go on: ``2d lost to 3d_fullres: -0.012 [-0.020, -0.004] over 12 cases after 300 steps``."""
     favourite, *others = held.raced
-    return [_sentence(each, favourite) for each in others if not (ended_only and each.verdict == "goes on")]
+    return [_sentence(each, favourite) for each in others if each.verdict != "goes on"]
 
 
 def _sentence(raced: Raced, favourite: Raced) -> str:

@@ -278,7 +278,9 @@ def test_rounds_are_told_in_sentences() -> None:
         "2d lost to 3d_fullres: -0.012 [-0.017, -0.007] over 6 cases after 300 steps",
         "3d_fullres with 32 features did not beat 3d_fullres: +0.001 [-0.004, 0.006] over 6 cases after 150 steps",
     ]
-    assert describe_round(held, ended_only=False)[-1].startswith("x led 3d_fullres: +0.100 [")
+    dropped = held.raced[-1].model_copy(update={"verdict": "dropped"})
+    told = describe_round(held.model_copy(update={"raced": (*held.raced[:-1], dropped)}))
+    assert told[-1].startswith("x led 3d_fullres: +0.100 [")
     lone = judge("a", [result("3d_fullres", None), result("2d", None)])
     assert describe_round(lone) == ["2d has no case to compare with 3d_fullres"]
 

@@ -142,9 +142,9 @@ def _file(name: str, source: Path) -> Member:
     return plain_member(name, size=status.st_size, mode=mode), lambda: source.open("rb")
 
 
-def _text(name: str, text: str, *, mode: int = 0o644) -> Member:
+def _text(name: str, text: str) -> Member:
     content = text.encode()
-    return plain_member(name, size=len(content), mode=mode), lambda: io.BytesIO(content)
+    return plain_member(name, size=len(content), mode=0o644), lambda: io.BytesIO(content)
 
 
 def _site_folder(layers: Iterable[Layer], base: Path) -> str:

@@ -21,7 +21,6 @@ from datasets_spec.container import CASE, ContainerTable, Interface, Output
 
 MOST_FILES = 1000
 """In the folder of an image socket."""
-MOST_COMPONENTS = (1, 3, 4)
 MOST_MASKS = 64
 LONGEST_LINE = 10_000
 """Characters of a line of a MetaImage header."""

@@ -37,7 +37,7 @@ from autoseg.training.guards import (
     waiting_share,
 )
 from autoseg.training.loop import make_parts, train_step
-from autoseg.training.sampling import worker_died
+from autoseg.training.sampling import with_sought, worker_died
 
 STEPS = 50
 """An epoch's."""
@@ -318,7 +318,7 @@ def test_the_case_of_all_bad_batches_is_named_as_they_were_drawn(tmp_path) -> No
     none = np.zeros((0, 3), np.int32)
     cases = [make_case(0), *(replace(make_case(i), locations={"ball": none, "box": none}) for i in range(1, 4))]
     run.spec = training_with(replace(run.spec, training_cases=cases), batch_size=1)
-    plain, around = (batch_source(run.spec, purpose="training", sought=names) for names in ((), ("ball",)))
+    plain, around = (with_sought(batch_source(run.spec, purpose="training"), names) for names in ((), ("ball",)))
     before = [step for step in range(100) if plain.choose(step, 0)[1] == 0]
     since = [step for step in range(100, 300) if plain.choose(step, 0)[1] != 0 and around.choose(step, 0)[1] == 0]
     early = [step for step in range(100) if plain.choose(step, 0)[1] == 1 and around.choose(step, 0)[1] == 0]

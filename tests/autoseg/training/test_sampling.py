@@ -33,6 +33,7 @@ from autoseg.training.sampling import (
     is_forced,
     load_crops,
     pack,
+    with_sought,
 )
 
 SIZES, SMALL = (st.tuples(*[st.integers(1, most)] * 3) for most in (40, 8))
@@ -257,7 +258,7 @@ def test_forced_samples_hold_foreground(tmp_path) -> None:
 def test_more_patches_hold_a_class_that_is_sought_and_the_others_stay_as_they_were(tmp_path) -> None:
     spec = make_spec(tmp_path)
     spec = replace(spec, training_cases=[spec.training_cases[0], *map(without_box, spec.training_cases[1:])])
-    plain, seeking = (batch_source(spec, purpose="training", sought=sought) for sought in ((), ("box",)))
+    plain, seeking = (with_sought(batch_source(spec, purpose="training"), sought) for sought in ((), ("box",)))
     assert dict(seeking.sought) == {"box": [0]}
     draws = [(seeking.choose(step, i), plain.choose(step, i)) for step in range(300) for i in range(2)]
     changed = [found for found, before in draws if found[2] is not None]
