@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from datasets_spec.layout import EXTENDS, parse_toml
+from datasets_spec.layout import EXTENDS, parse_toml, read_toml
 from planners import Document, DocumentError, Issue, read_document
 
 Certainty = Literal["confirmed", "stated", "unconfirmed"]
@@ -321,17 +321,14 @@ def read_challenge(text: str, *, where: str) -> Challenge:
     ``extends = "name"`` takes the entries of a challenge of the package that are not given; tables are merged, but for classes; lists are replaced.
     Raises `DocumentError` with all problems and their places.
     """
-    content = _with_base(parse_toml(text, where), where)
+    content = _with_base(parse_toml(text, where, code="challenge.invalid"), where)
     return read_document(Challenge, json.dumps(content, default=str), where=where)
 
 
 def read_challenge_file(path: Path) -> Challenge:
     """The challenge in a user's file, where ``name`` and ``title`` are optional. Raises `DocumentError` and `OSError`."""
     where = str(path)
-    try:
-        content = _with_base(parse_toml(path.read_text("utf-8-sig"), where), where)
-    except UnicodeDecodeError as error:
-        raise DocumentError(where, [_fault("", f"not UTF-8 text (byte {error.start})", "save it as UTF-8")]) from error
+    content = _with_base(read_toml(path, code="challenge.invalid"), where)
     name = re.sub("[^a-z0-9]+", "-", path.stem.lower()).strip("-") or "own"
     return read_document(Challenge, json.dumps({"name": name, "title": path.stem} | content, default=str), where=where)
 
@@ -360,17 +357,15 @@ def _folder() -> Any:
     return resources.files(__package__) / "challenges"
 
 
-def _fault(where: str, message: str, fix: str) -> Issue:
-    return Issue(code="challenge.invalid", where=where, message=message, fix=fix)
-
-
 def _with_base(content: dict[str, Any], where: str, above: Sequence[str] = ()) -> dict[str, Any]:
     base_name = content.pop(EXTENDS, None)
     if base_name is None:
         return content
     if not isinstance(base_name, str) or base_name in above or base_name not in challenge_names():
         message = f"challenge {base_name!r} does not exist (available: {', '.join(challenge_names())})"
-        raise DocumentError(where, [_fault(EXTENDS, message, "choose one of these")])
+        raise DocumentError(
+            where, [Issue(code="challenge.invalid", where=EXTENDS, message=message, fix="choose one of these")]
+        )
     file = _folder() / f"{base_name}.toml"
     base = _with_base(parse_toml(file.read_text("utf-8"), file.name), file.name, (*above, base_name))
     return _merged(base, content)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from datasets_spec.layout import parse_toml, read_toml
 from planners import Document, DocumentError, Issue, read_document
 
 CASE = "{case}"
@@ -115,7 +115,8 @@ class ContainerTable(Document):
 def load_container_tables() -> tuple[ContainerTable, ...]:
     """The built-in tables, sorted by name."""
     files = (resources.files(__package__) / "containers").iterdir()
-    tables = [_table(file.read_text("utf-8"), file.name) for file in files if file.name.endswith(".toml")]
+    texts = {file.name: file.read_text("utf-8") for file in files if file.name.endswith(".toml")}
+    tables = [_table(parse_toml(text, name), name) for name, text in texts.items()]
     return tuple(sorted(tables, key=lambda table: table.name))
 
 
@@ -124,15 +125,13 @@ def read_container_table(path: Path) -> ContainerTable:
 
     Raises `DocumentError` with all faults, `OSError` where the file cannot be read.
     """
-    text = path.read_text("utf-8")
-    return _table(text, str(path)) if path.suffix != ".json" else _forge(text, path)
+    if path.suffix == ".json":
+        return _forge(path.read_text("utf-8"), path)
+    return _table(read_toml(path, code="container.table_invalid"), str(path))
 
 
-def _table(text: str, where: str) -> ContainerTable:
-    try:
-        return read_document(ContainerTable, json.dumps(tomllib.loads(text)), where=where)
-    except tomllib.TOMLDecodeError as error:
-        raise DocumentError(where, [_fault(where, f"is not TOML ({error})", "correct it")]) from error
+def _table(content: dict[str, Any], where: str) -> ContainerTable:
+    return read_document(ContainerTable, json.dumps(content, default=str), where=where)
 
 
 def _fault(where: str, message: str, fix: str) -> Issue:

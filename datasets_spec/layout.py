@@ -224,11 +224,7 @@ def read_spec(path: Path) -> Layout:
 
     Raises `DocumentError` with all problems, and `OSError` if the file cannot be read.
     """
-    where = str(path)
-    try:
-        content = parse_toml(path.read_text("utf-8-sig"), where)
-    except UnicodeDecodeError as error:
-        raise DocumentError(where, [_fault("", f"not UTF-8 text (byte {error.start})", "save it as UTF-8")]) from error
+    where, content = str(path), read_toml(path)
     own = {"name": path.stem, "title": f"spec file {path.name}", "expects": f"files as described in {path.name}"}
     merged = _with_base(content, where)
     return read_document(
@@ -269,12 +265,21 @@ def _fault(where: str, message: str, fix: str) -> Issue:
     return Issue(code="layout.invalid", where=where, message=message, fix=fix)
 
 
-def parse_toml(text: str, where: str) -> dict[str, Any]:
-    """The content of a TOML text. Raises `DocumentError`."""
+def parse_toml(text: str, where: str, *, code: str = "layout.invalid") -> dict[str, Any]:
+    """The content of a TOML text. Raises `DocumentError`, with an issue of that ``code``."""
     try:
         return tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise DocumentError(where, [_fault("", str(error), "write it as TOML")]) from error
+        raise DocumentError(where, [Issue(code=code, where="", message=str(error), fix="write it as TOML")]) from error
+
+
+def read_toml(path: Path, *, code: str = "layout.invalid") -> dict[str, Any]:
+    """The content of a TOML file. Raises `DocumentError`, with an issue of that ``code``, and `OSError`."""
+    try:
+        return parse_toml(path.read_text("utf-8-sig"), str(path), code=code)
+    except UnicodeDecodeError as error:
+        message = f"not UTF-8 text (byte {error.start})"
+        raise DocumentError(str(path), [Issue(code=code, where="", message=message, fix="save it as UTF-8")]) from error
 
 
 def _with_base(content: dict[str, Any], where: str) -> dict[str, Any]:

@@ -42,6 +42,7 @@ from autoseg.imaging.readers import read_header, read_image, read_label_map, wri
 from autoseg.inference.bundle import open_bundle
 from autoseg.issues import AutosegError
 from datasets_spec.container import Input, Interface, Output, load_container_tables, read_container_table
+from planners import DocumentError
 
 TABLE = """
 schema_version = 1
@@ -406,3 +407,10 @@ def test_files_that_belong_to_no_output_are_named(context, tmp_path):
         (tmp_path / name).touch()
     table = read_program(context).table
     assert strays(table, 0, ["a"], tmp_path) == ["images/other/a.mha", "notes.txt"]
+
+
+@pytest.mark.parametrize("content", [b"name = ", b"name = '\xff'", b"name = 'a'"])
+def test_a_file_that_is_no_table_is_refused_with_its_name(tmp_path, content):
+    (tmp_path / "table.toml").write_bytes(content)
+    with pytest.raises(DocumentError, match=r"table\.toml"):
+        read_container_table(tmp_path / "table.toml")
