@@ -112,14 +112,19 @@ def _available(meminfo: Path) -> int | None:
     return None
 
 
-def _groups(root: Path) -> Iterator[Path]:
-    """Folders of the control groups of this process and of all above them, version 2 and version 1."""
-    for line in _lines(root / "proc" / "self" / "cgroup"):
+def memory_groups(process: int | str = "self", root: Path = Path("/")) -> Iterator[Path]:
+    """Folders of the control groups that a process's memory counts in, version 2 and version 1."""
+    for line in _lines(root / "proc" / str(process) / "cgroup"):
         _, controllers, path = line.split(":", 2)
         if controllers in ("", "memory"):
-            top = root / "sys" / "fs" / "cgroup" / controllers
-            here = top / path.lstrip("/")
-            yield from (folder for folder in (here, *here.parents) if folder.is_relative_to(top))
+            yield root / "sys" / "fs" / "cgroup" / controllers / path.lstrip("/")
+
+
+def _groups(root: Path) -> Iterator[Path]:
+    """Folders of the control groups of this process and of all above them."""
+    top = root / "sys" / "fs" / "cgroup"
+    for here in memory_groups(root=root):
+        yield from (folder for folder in (here, *here.parents) if folder.is_relative_to(top))
 
 
 def _left(group: Path) -> int | None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from autoseg.compute.memory import memory_groups
 from autoseg.delivery.container import confine
 from autoseg.delivery.container.context import APP, BUNDLE, MODEL_FOLDER, ImageConfig, image_config
 from autoseg.delivery.container.image import unpack_image
@@ -359,13 +360,7 @@ def _new_group(limits: Limits) -> list[Path] | None:
 
 def group_of(pid: int) -> Path | None:
     """The control group for memory of a process, as this machine sees it."""
-    with suppress(OSError):
-        for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            group = CGROUPS / ("memory" if controllers else "") / path.lstrip("/")
-            if controllers in ("memory", "") and (group / "memory.stat").is_file():
-                return group
-    return None
+    return next((group for group in memory_groups(pid) if (group / "memory.stat").is_file()), None)
 
 
 def _remove_group(group: Path) -> None:
