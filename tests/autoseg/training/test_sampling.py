@@ -173,7 +173,7 @@ def test_large_batches_arrive_with_few_descriptors(tmp_path) -> None:
         [sys.executable, "load.py"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": path},
-        timeout=60,
+        timeout=600,
         capture_output=True,
         text=True,
         check=False,
