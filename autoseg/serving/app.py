@@ -47,6 +47,8 @@ STATIC = {
 """Files of the pages, by name; nothing else is looked for on the disk."""
 SILENT_S = 30.0
 """Without a byte, an upload is given up."""
+DRAIN_S = 5.0
+"""For what is left of a body that is refused."""
 SWEEP_S = 60.0
 """Between two looks for answers that are too old."""
 LONGEST_WAIT_S = 3600.0
@@ -164,6 +166,12 @@ def _answer_errors(app: FastAPI, jobs: Jobs) -> None:
             return refused(Issue(code="serve.no_method", where=where, message="takes other methods", fix="see /docs"))
         return refused(Issue(code="serve.not_found", where=where, message="is not there", fix="see /docs"))
 
+    @app.exception_handler(Exception)
+    async def of_bugs(request: Request, error: Exception) -> Response:
+        message = f"failed unexpectedly: {type(error).__name__}"
+        fix = "report it as a bug, with the log of the service"
+        return refused(Issue(code="serve.failed", where=request.url.path[:80], message=message, fix=fix))
+
     @app.exception_handler(ClientDisconnect)
     async def of_leavers(request: Request, error: ClientDisconnect) -> Response:
         return Response(status_code=GONE)
@@ -229,8 +237,13 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
 
         A client that leaves while it waits cancels the job.
         """
-        ask = Ask(model=_model(service, model), wishes=wishes_of(format or ["nifti"]), images=(".",), series=series)
-        job = await receive(request, service, ask)
+        try:
+            name = _model(service, model)
+            ask = Ask(model=name, wishes=wishes_of(format or ["nifti"]), images=(".",), series=series)
+            job = await receive(request, service, ask)
+        except AutosegError:
+            await drain(request)
+            raise
         where = {"Location": f"/jobs/{job.id}"}
         if wait and not await ends(job, wait, request.receive):
             service.jobs.remove(job.id)
@@ -302,6 +315,16 @@ async def ends(job: Job, wait_s: float, receive_message: Callable[[], Awaitable[
     done, _ = await asyncio.wait({ended, left}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
     left.cancel()
     return left not in done or ended in done
+
+
+async def drain(request: Request) -> None:
+    """Take what is left of a body, for a while: a client that still sends would see a broken line instead of the answer."""
+    if "expect" in request.headers:  # it asks before it sends
+        return
+    with suppress(TimeoutError, ClientDisconnect, RuntimeError):  # the last where all of it came
+        async with asyncio.timeout(DRAIN_S):
+            async for _ in request.stream():
+                pass
 
 
 async def _leaves(receive_message: Callable[[], Awaitable[Any]]) -> None:

@@ -150,7 +150,10 @@ class Jobs:
             else:
                 return None
         job.ask = job.ask.model_copy(update={"starts": job.ask.starts + 1})
-        save_document(job.folder / REQUEST, job.ask)
+        try:
+            save_document(job.folder / REQUEST, job.ask)
+        except AutosegError as error:  # a full disk: the job itself may need less, or says so
+            logger.warning("%s", error)
         return job
 
     def finish(self, job: Job, status: JobStatus) -> None:

@@ -5,15 +5,18 @@ No name and no path of a client reaches the file system.
 
 from __future__ import annotations
 
+import logging
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 from autoseg.imaging.readers import files_of, is_debris, is_dicom_series, is_segmentation, list_series, read_header
 from autoseg.imaging.writers import require_source
+from autoseg.inference.dicom_output import dicom_output
 from autoseg.inference.predictor import Predictor
+from autoseg.inference.provenance import maker_of
 from autoseg.issues import AutosegError, Issue
 from autoseg.serving.documents import DICOM, Ask
 from autoseg.serving.rules import (
@@ -27,7 +30,10 @@ from autoseg.serving.rules import (
     zip_issue,
 )
 
+logger = logging.getLogger(__name__)
 CHUNK = 2**20
+UNPACKED = "files"
+"""Folder of what an archive held."""
 END_RECORD, LONGEST_END = b"PK\5\6", 22 + 2**16
 """Signature of the record at the end of an archive, and how many bytes from its end it begins at most."""
 LOCATOR, LOCATOR_BYTES = b"PK\6\7", 20
@@ -46,7 +52,7 @@ def images_of(upload: Path, folder: Path, limits: Limits) -> tuple[Path, ...]:
     with open(upload, "rb") as file:
         kind = kind_of(file.read(HEAD_BYTES))
     if kind == ".zip":
-        found = unpack(upload, folder / "files", limits)
+        found = unpack(upload, folder / UNPACKED, limits)
         upload.unlink()
         return found
     if kind is None:
@@ -151,7 +157,9 @@ def examine(images: Sequence[Path], ask: Ask, predictor: Predictor) -> None:
         message = f"{number} channels, but the model was trained on {len(expected)}: {', '.join(expected)}"
         fix = "send one file with all channels, or a zip with one file per channel, in the order of their names"
         raise AutosegError(Issue(code="image.channels", where="upload", message=message, fix=fix))
-    if not DICOM.isdisjoint(ask.wishes):
+    if wanted := [wish for wish in ask.wishes if wish in DICOM]:
+        for wish in wanted:
+            dicom_output(wish, None, predictor.model.dataset, maker_of(predictor), logger.debug)
         try:
             require_source(whole[0])
         except AutosegError as error:
@@ -180,13 +188,14 @@ def series_path(image: Path, series: str) -> Path:
 
 def without_paths(issues: Sequence[Issue], folder: Path) -> tuple[Issue, ...]:
     """The issues without the place of the upload, which is no client's business."""
-    inside, here = f"{folder}/", str(folder)
+    names = {f"{folder}/{UNPACKED}/": "zip: ", f"{folder}/{UNPACKED}": "zip", f"{folder}/": "", f"{folder}": "upload"}
     return tuple(
-        issue.model_copy(
-            update={
-                name: getattr(issue, name).replace(inside, "").replace(here, "upload")
-                for name in ("where", "message", "fix")
-            }
-        )
+        issue.model_copy(update={name: _renamed(getattr(issue, name), names) for name in ("where", "message", "fix")})
         for issue in issues
     )
+
+
+def _renamed(text: str, names: Mapping[str, str]) -> str:
+    for path, name in names.items():
+        text = text.replace(path, name)
+    return text

@@ -78,7 +78,10 @@ def work(jobs: Jobs, models: Mapping[str, Served], reporter: Reporter) -> None:
         except StoppedError:
             jobs.hand_back(job)
             return
-        jobs.finish(job, status)
+        try:
+            jobs.finish(job, status)
+        except Exception:
+            logger.exception("the end of a job cannot be kept")
         words = f"{status.state} after {format_duration(status.seconds)}"
         codes = ", ".join(dict.fromkeys(issue.code for issue in status.issues))
         reporter.say(f"Job {job.id[:8]} ({job.ask.model}): {words}{f' ({codes})' if codes else ''}")

@@ -327,6 +327,18 @@ def test_a_full_disk_fails_the_job_only(live: Live, image: Path, tmp_path: Path)
     assert sorted(path.name for path in job.folder.iterdir()) == [ANSWER]
 
 
+def test_a_full_disk_refuses_an_upload(live: Live, image: Path) -> None:
+    before = live.files
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
+    try:
+        answer = live.client.post("/jobs", content=image.read_bytes())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (answer.status_code, codes(answer)) == (507, ["file.not_written"])
+    assert live.files == before
+
+
 def test_what_an_earlier_process_left_is_taken_up(image: Path, tmp_path: Path) -> None:
     waiting, crashing = make_job(tmp_path, image, starts=1), make_job(tmp_path, image, starts=2)
     done = make_job(tmp_path, image)

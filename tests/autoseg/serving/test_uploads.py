@@ -12,6 +12,7 @@ import pytest
 import SimpleITK
 from dicom_files import write_series
 
+from autoseg.imaging.readers import read_header
 from autoseg.issues import AutosegError
 from autoseg.serving.rules import Limits
 from autoseg.serving.uploads import END_RECORD, images_of, series_path, without_paths
@@ -152,10 +153,18 @@ def test_a_header_cannot_name_a_file_of_the_server(header: str, place: str, uplo
     assert refused(packed({inside: header.format(place).encode()}), upload.parent / "zip") == ("serve.detached",)
 
 
-def test_issues_do_not_tell_where_an_upload_lies(upload: Path) -> None:
+def test_issues_do_not_tell_where_an_upload_lies(upload: Path, tmp_path: Path) -> None:
     with pytest.raises(AutosegError) as caught:
         series_path(write_series(upload, (2, 4, 4), AXIAL), "9.9")
     with pytest.raises(AutosegError) as damaged:
         receive(packed({"a.txt": b""}), upload.parent / "zip")
+    slices = write_series(tmp_path / "gap", (5, 4, 4), AXIAL)
+    (slices / "2.dcm").unlink()
+    (folder,) = receive(packed({path.name: path for path in slices.iterdir()}), upload.parent / "gap")
+    with pytest.raises(AutosegError) as gap:
+        read_header(folder)
+    assert gap.value.codes == ("dicom.uneven_slices",)
+    (told,) = without_paths(gap.value.issues, upload.parent / "gap")
+    assert told.where == "zip"
     for issue in without_paths([*caught.value.issues, *damaged.value.issues], upload):
         assert str(upload.parent) not in issue.model_dump_json()
