@@ -20,7 +20,6 @@ from autoseg.inference.provenance import maker_of
 from autoseg.inference.sliding_window import STEP
 from autoseg.inference.ways import Way, cost_of
 from autoseg.issues import AutosegError, Issue
-from autoseg.stages.cluster import predict_on
 from autoseg.stages.predict import predict_own
 from autoseg.stages.run import Run
 from autoseg.tracking.progress import Reporter
@@ -133,6 +132,8 @@ def predict_parts_on(
     devices: Sequence[str], words: Sequence[str], out: Path, *, threads: int | None, reporter: Reporter
 ) -> list[Path]:
     """A part of the images on each device."""
+    from autoseg.stages.cluster import predict_on  # here: it knows trainings, and takes long to load
+
     on_cpu = max(1, sum(each.startswith("cpu") for each in devices))
     num_threads = threads or max(1, available_cores() // on_cpu)
     return predict_on(devices, words, out, num_threads=num_threads, reporter=reporter)
