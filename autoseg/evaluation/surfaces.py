@@ -13,7 +13,6 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.spatial import cKDTree
 
 IntArray = NDArray[np.integer]
 BoolArray = NDArray[np.bool_]
@@ -121,6 +120,8 @@ def _nearest(points: NDArray[np.intp], target: BoolArray, spacing_mm: Spacing) -
         if not len(left):
             return found
     # an unbalanced tree gives the same answers and is built in half the time
+    from scipy.spatial import cKDTree  # here: it takes long to load, and prediction needs no surfaces
+
     tree = cKDTree(np.argwhere(target) * spacing_mm, balanced_tree=False)
     found[left] = tree.query(points[left] * spacing_mm)[0]
     return found

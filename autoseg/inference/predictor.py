@@ -327,10 +327,12 @@ class Predictor:
     def _time_pass(self, member: Member) -> float:
         network, precision = member.configuration.network, member.training.precision
         window = torch.zeros((1, network.num_inputs, *member.configuration.patch_shape), device=self.model.device)
-        started = time.monotonic()
+        started = 0.0
         with torch.inference_mode():
-            logits = mean_logits(window, member.networks[:1], mirror_axes=(), precision=precision)
-            logits.flatten()[0].item()  # waits for the device
+            for _ in range(2):  # during the first one kernels are made and chosen, which may take many times as long
+                started = time.monotonic()
+                logits = mean_logits(window, member.networks[:1], mirror_axes=(), precision=precision)
+                logits.flatten()[0].item()  # waits for the device
         return time.monotonic() - started
 
     def _finish(self, labels: LabelMap, *, voxel_mm3: float) -> LabelMap:
