@@ -277,6 +277,7 @@ def predict(
     part: str | None = None,
     skip_bad: bool = False,
     probabilities: bool = False,
+    doubt: bool = False,
     fast: bool = False,
     mirroring: bool = True,
     step: float | None = None,
@@ -296,7 +297,8 @@ def predict(
     folders of masks, or DICOM objects of a ``kind`` (see ``--as``); an ``output`` with the ending of an image file is that of one image, which may be
     a list with a file for each channel, in order, or in memory, with its place (`Predictor.predict_image`). A second call skips images that are done,
     unless they changed; ``part`` ``"2/8"`` takes every eighth case, from the second on; ``layout`` and ``spec`` say how ``source`` is laid out.
-    ``fast``: one fold, no mirror images, ``step`` 0.75; its cost is said. ``engine`` computes exported models. ``memory_gb``: main memory to take at most;
+    ``probabilities`` and ``doubt`` write maps, too, and the latter what to expect of each case. ``fast``: one fold, no mirror images, ``step`` 0.75; its
+    cost is said. ``engine`` computes exported models. ``memory_gb``: main memory to take at most;
     ``every_window``: compute those of one value each time. Issues are raised at the end, unless ``skip_bad``. Without a ``reporter`` warnings are Python's.
     """
     from autoseg.inference.ways import way_of
@@ -315,6 +317,7 @@ def predict(
         search={"layout": layout, "spec": spec, "part": None if part is None else parse_part(part)},
         limits={"every_window": every_window, "memory_gb": memory_gb},
         probabilities=probabilities,
+        doubt=doubt,
         way=way_of(fast=fast, mirroring=mirroring, step=step, num_folds=folds),
         engine=engine,
         skip_bad=skip_bad,

@@ -187,6 +187,7 @@ OPTIONS = {
         "--as",
         "--cluster",
         "--device",
+        "--doubt",
         "--engine",
         "--every-window",
         "--fast",

@@ -298,6 +298,20 @@ def check(
         raise typer.Exit(1)
 
 
+ProbabilitiesOption = Annotated[
+    bool,
+    typer.Option(
+        "--probabilities",
+        help="Also write calibrated maps (_maps, NIfTI) and CASE.npz with float32 (classes, z, y, x).",
+    ),
+]
+DoubtOption = Annotated[
+    bool,
+    typer.Option(
+        "--doubt",
+        help="Also write maps of entropy and of disagreement of folds, and the expected Dice; takes twice as long.",
+    ),
+]
 EveryWindowOption = Annotated[
     bool, typer.Option("--every-window", help="Compute every window, even of constant regions such as air.")
 ]
@@ -334,9 +348,8 @@ def predict(
     ] = None,
     part: PartOption = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="End well even if images cannot be predicted.")] = False,
-    probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Also write CASE.npz with float32 (classes, z, y, x).")
-    ] = False,
+    probabilities: ProbabilitiesOption = False,
+    doubt: DoubtOption = False,
     mirroring: MirroringOption = True,
     kind: AsOption = None,
     terms: TermsOption = None,
@@ -359,14 +372,15 @@ def predict(
         faults(require_place_for_predictions, output),
         faults(_require_folder_or_image, output),
         _own_images_only(source, output, {"--layout": layout, "--spec": spec, "--part": part, "--cluster": cluster,
-                                          "--probabilities": probabilities or None, "--as": kind, "--terms": terms, "--no-mirroring": None if mirroring else True,
+                                          "--probabilities": probabilities or None, "--doubt": doubt or None, "--as": kind, "--terms": terms,
+                                          "--no-mirroring": None if mirroring else True,
                                           "--fast": fast or None, "--step": step, "--folds": folds, "--engine": engine}),
         faults(_require_kind, kind),
         missing(terms, code="structures.unreadable", fix="pass a CSV file"),
         settings={"layout": layout, "spec": spec, "device": device},
     )  # fmt: skip
     options: dict[str, Any] = {
-        "layout": layout, "spec": spec, "skip_bad": skip_bad, "probabilities": probabilities, "mirroring": mirroring,
+        "layout": layout, "spec": spec, "skip_bad": skip_bad, "probabilities": probabilities, "doubt": doubt, "mirroring": mirroring,
         "fast": fast, "step": step, "folds": folds, "engine": engine,
         "kind": kind, "terms": terms, "every_window": every_window, "memory_gb": memory_gb, "device": device,
         "threads": threads, "part": part, "reporter": make_reporter(),

@@ -18,6 +18,7 @@ from pydantic import JsonValue
 
 from autoseg.data.dataset import DatasetDescription
 from autoseg.delivery.figures import case_scores, configuration_curves, fold_curves, overlay
+from autoseg.evaluation.expected_quality import FEWEST_CASES, NOMINAL, allowed_by_chance
 from autoseg.evaluation.groups import FOREGROUND
 from autoseg.evaluation.intervals import Estimate
 from autoseg.evaluation.scoring import reference_labels
@@ -238,6 +239,7 @@ def render_report(content: ReportContent) -> str:
         content=content,
         headline=_headline(content),
         scores=None if content.summary is None else _scores(content.summary),
+        doubt=None if content.summary is None else _doubt(content.summary),
         rate_titles=RATES,
         candidate_classes=list(dict.fromkeys(name for each in candidates for name in each.dice_per_class)),
         trainings=_trainings(content.trainings),
@@ -295,6 +297,25 @@ def _scores(summary: Summary) -> dict[str, object]:
         "group_notes": group_notes(summary),
         "foreground": FOREGROUND,
         "picture": case_scores(summary),
+    }
+
+
+def _doubt(summary: Summary) -> dict[str, object] | None:
+    """Calibration of each class, and how often expected ranges of Dice held; none where it is not known."""
+    found = summary.calibration
+    if found is None:
+        return None
+    names = zip(found.before, found.temperatures, strict=True)
+    return {
+        "cases": found.cases,
+        "cross_fitted": found.cross_fitted,
+        "rows": [(name, temperature, found.before[name], found.after[name]) for name, temperature in names],
+        "coverage": [
+            (name, inside, number, *allowed_by_chance(number))
+            for name, (inside, number) in summary.expected_coverage.items()
+        ],
+        "nominal": NOMINAL,
+        "fewest": FEWEST_CASES,
     }
 
 

@@ -35,6 +35,7 @@ from pydantic import AliasChoices, Field
 
 from autoseg.data.splits import patients_by_name
 from autoseg.data.tables import Grouping
+from autoseg.evaluation.calibration import Calibration
 from autoseg.evaluation.groups import FOREGROUND, ScoresByGroup, in_words, scores_by_group
 from autoseg.evaluation.intervals import (
     FEWEST,
@@ -141,6 +142,10 @@ class Summary(Document):
     """Detection curve of each class with lesions, by `EvaluatedClass.key`; empty where it was not asked for."""
     groups: tuple[ScoresByGroup, ...] = ()
     """Dice by each column of a table of groups; none: there was no table."""
+    calibration: Calibration | None = None
+    """Of the chosen model's probabilities; none: they were not kept, or this is no cross-validation."""
+    expected_coverage: dict[str, tuple[int, int]] = Field(default_factory=dict)
+    """By class: cases whose Dice is in the range that was expected of them by models of other cases, and all of these cases."""
     challenge: str | None = None
     """The challenge whose classes, tolerances and lesions these are, by name, or a file."""
 

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from autoseg.data.dataset import DatasetDescription
 from autoseg.data.discovery.inputs import channels_are_numbered
+from autoseg.evaluation.calibration import Calibration
+from autoseg.evaluation.expected_quality import ExpectedQuality
 from autoseg.evaluation.selection import Selection
 from autoseg.inference.ways import MeasuredWay
 from autoseg.issues import AutosegError, Issue
@@ -55,6 +57,10 @@ class ModelDescription(Document):
     """Precision in which windows and folds are summed: imported models need that of nnU-Net."""
     options: tuple[str, ...] | None = None
     """Those of its run that decide results, as on a command line; bundles that leave their run have none."""
+    calibration: Calibration | None = None
+    """Of its probabilities; none: nothing was cross-validated, or it is of a version before 0.3."""
+    expected: ExpectedQuality | None = None
+    """What to expect of unseen cases; as above."""
     seen_before: tuple[str, ...] | None = ()
     """Contents of the images that the models it started from were trained on; None where that is not known."""
     measured: tuple[MeasuredWay, ...] = ()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from torch import nn
 import autoseg
 from autoseg.compute.device import usable_precision
 from autoseg.data.dataset import DatasetDescription
+from autoseg.evaluation.calibration import Calibration
+from autoseg.evaluation.expected_quality import ExpectedQuality
 from autoseg.evaluation.label_maps import Decoder, Step
 from autoseg.evaluation.selection import Selection
 from autoseg.evaluation.table import Summary
@@ -137,6 +139,14 @@ class Member:
         """Axes of the patch that prediction mirrors: those that training mirrored."""
         return self.configuration.mirror_axes if self.training.mirroring else ()
 
+    def of_fold(self, i: int) -> Member:
+        """With one network, and one of each stage before."""
+        return replace(
+            self,
+            networks=self.networks[i : i + 1],
+            previous=None if self.previous is None else self.previous.of_fold(i),
+        )
+
     @property
     def chain(self) -> tuple[Member, ...]:
         """All stages of a cascade up to this one, in order."""
@@ -160,6 +170,14 @@ class Model:
     """Changes when the weights or their use change."""
     measured: tuple[MeasuredWay, ...] = ()
     """What faster ways to predict cost in cross-validation, if that was measured."""
+    calibration: Calibration | None = None
+    expected: ExpectedQuality | None = None
+
+    def alone(self) -> Iterator[Model]:
+        """Each network of the last stages alone, by the largest probability, as in cross-validation."""
+        for each in self.members:
+            for i in range(len(each.networks)):
+                yield replace(self, members=(each.of_fold(i),), weights=(), decoder="argmax", postprocessing=())
 
 
 def load_model(path: Path, *, device: torch.device, num_folds: int | None = None, engine: str | None = None) -> Model:
@@ -236,6 +254,8 @@ def assemble(
         device=device,
         key=key,
         measured=about.measured,
+        calibration=about.calibration,
+        expected=about.expected,
     )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from autoseg.data.dataset import DatasetDescription
 from autoseg.data.discovery.inputs import InputCase, Inputs, NamedImage, find_inputs
 from autoseg.data.discovery.others import FOREIGN
+from autoseg.evaluation.expected_quality import from_numbers, in_words, worst_first
 from autoseg.imaging.image import Geometry, Image
 from autoseg.imaging.readers import (
     image_ending,
@@ -31,6 +32,8 @@ from autoseg.imaging.readers import (
     write_label_map,
 )
 from autoseg.inference.dicom_output import ENDING, DicomOutput
+from autoseg.inference.maps import FOLDER as MAPS
+from autoseg.inference.maps import MapName, write_all_maps, write_names
 from autoseg.inference.model import Model
 from autoseg.inference.needs import GB
 from autoseg.inference.pipelined import Done, one_by_one, side_by_side
@@ -219,6 +222,7 @@ def predict_cases(
     folder: Path,
     *,
     probabilities: bool,
+    doubt: bool = False,
     reporter: Reporter,
     is_own: bool = False,
     skip_bad: bool = False,
@@ -232,7 +236,8 @@ def predict_cases(
     each class in each case.
 
     Cases that are up to date are skipped (`PredictionFolder`), and those that other processes predict meanwhile. With
-    ``probabilities``, ``CASE.npz`` is written too, with an array ``probabilities``, float32 (K, Z, Y, X). A failing case does
+    ``probabilities``, ``CASE.npz`` is written too, with an array ``probabilities``, float32 (K, Z, Y, X), and calibrated ones as NIfTI in the
+    folder ``_maps``; with ``doubt`` maps of entropy and disagreement there, and what to expect of each case in the journal. A failing case does
     not stop the others; all issues, those of ``inputs`` included, are raised together at the end, or, with ``skip_bad``,
     said. Raises `AutosegError` at once when ``folder`` has predictions of another model or made in another way, or other
     files under the names of predictions, or a name that is not text. In a folder that ``is_own``, which only autoseg
@@ -241,11 +246,16 @@ def predict_cases(
     require_text([folder])
     require_folder_for_predictions(folder)
     watch = Watch.of(predictor)
-    how: dict[str, Any] = {"scores": "full" if probabilities else None, "is_own": is_own, "dicom": dicom}
+    maps = maps_asked_for(probabilities=probabilities, doubt=doubt)
+    how: dict[str, Any] = {
+        "scores": "full" if probabilities else None, "maps": maps, "is_own": is_own, "dicom": dicom,
+    }  # fmt: skip
     sink = _folder_of(predictor, folder, watch, reporter.say, **how)
     using = replace(predictor, folder=folder)
     with reporter.track("Predicting", len(inputs.cases)) as tracker:
-        found = _image_jobs(using, inputs.cases, tracker, reporter.warn, watch, probabilities=probabilities)
+        found = _image_jobs(
+            using, inputs.cases, tracker, reporter.warn, watch, probabilities=probabilities, doubt=doubt
+        )
         jobs, unread, headers = found
         remove_orphans(folder, below=False)
         remove_claims(folder)
@@ -257,6 +267,10 @@ def predict_cases(
     written = [sink.shown(job) for job in jobs if job.case_id not in errors]
     if written:
         sink.write_volumes()
+    if written and maps:
+        write_names(folder / MAPS, predictor.model.dataset.labels, predictor.model.calibration)
+    if doubt:
+        _say_worst_first(sink, [job.case_id for job in jobs if job.case_id not in errors], reporter.say)
     issues = [*inputs.issues, *_issues(unread | errors)]
     _say_what_was_done(outcomes.values(), issues, reporter.say, skip_bad=skip_bad)
     bad = [issue for issue in issues if issue.severity == "error"]
@@ -266,6 +280,24 @@ def predict_cases(
         failed = len({issue.case or issue.where for issue in bad})
         raise AutosegError(*bad, headline=f"{failed} of {number} images could not be predicted{others}")
     return written
+
+
+def maps_asked_for(*, probabilities: bool, doubt: bool) -> tuple[MapName, ...]:
+    """Maps to write beside label maps."""
+    of_doubt: tuple[MapName, ...] = ("entropy", "disagreement") if doubt else ()
+    return ("probabilities", *of_doubt) if probabilities else of_doubt
+
+
+def _say_worst_first(sink: PredictionFolder, cases: Sequence[str], say: Callable[[str], None]) -> None:
+    """What is to be expected of each case, the one to look at first at the top."""
+    entries = {case: sink.journal.of(case) for case in cases}
+    expected = {case: from_numbers(of[-1].expected) for case, of in entries.items() if of and of[-1].expected}
+    if not expected:
+        say("No expected quality: the model has too few cross-validated cases, or is of an earlier version")
+        return
+    say("Expected Dice (90 % range), the cases to look at first:")
+    for case in worst_first(expected):
+        say(f"  {case}: {in_words(expected[case])}")
 
 
 def _try_images(
@@ -289,6 +321,7 @@ def _folder_of(
     say: Callable[[str], None],
     *,
     scores: Scores | None,
+    maps: tuple[MapName, ...],
     is_own: bool,
     dicom: DicomOutput | None,
 ) -> PredictionFolder:
@@ -299,6 +332,8 @@ def _folder_of(
         made_from=key_of(predictor.model.key, predictor.mirroring, *others),
         say=say,
         scores=scores,
+        maps=maps,
+        calibration=predictor.model.calibration,
         with_masks=True,
         is_own=is_own,
         dicom=dicom,
@@ -315,6 +350,7 @@ def _image_jobs(
     watch: Watch,
     *,
     probabilities: bool,
+    doubt: bool,
 ) -> tuple[list[Job], dict[str, AutosegError], dict[str, Geometry]]:
     """Jobs, the errors of cases whose header cannot be read, and what the others' say; warns of what is unlike the training cases."""
     jobs: list[Job] = []
@@ -329,7 +365,7 @@ def _image_jobs(
             errors[case.case_id] = error
             continue
         prepare = partial(_prepare_case, predictor, case, warn=warn, watch=watch, may_be_labels=case.is_beside_others)
-        predict = partial(_predict_case, predictor, case, probabilities=probabilities, tracker=tracker)
+        predict = partial(_predict_case, predictor, case, probabilities=probabilities, doubt=doubt, tracker=tracker)
         read, compute = (watch.timed(case.case_id, step) for step in (prepare, predict))
         jobs.append(Job(case_id=case.case_id, prepare=read, predict=compute, inputs=case.images, ending=ending))
     _warn_of_far(geometries, predictor.model.plan, warn, watch)
@@ -425,12 +461,18 @@ def _prepare_case(
 
 
 def _predict_case(
-    predictor: Predictor, case: InputCase, prepared: PreparedImage, *, probabilities: bool, tracker: Tracker
+    predictor: Predictor,
+    case: InputCase,
+    prepared: PreparedImage,
+    *,
+    probabilities: bool,
+    doubt: bool,
+    tracker: Tracker,
 ) -> Prediction:
     progress = _Progress(tracker, case.case_id)
     try:
         with _naming(case.images[0]):
-            return predictor.predict_source(prepared, probabilities=probabilities, progress=progress)
+            return predictor.predict_source(prepared, probabilities=probabilities, doubt=doubt, progress=progress)
     finally:
         tracker.advance(-progress.told)
 
@@ -508,10 +550,12 @@ def predict_file(
     path: Path,
     *,
     probabilities: bool,
+    doubt: bool = False,
     reporter: Reporter,
     dicom: DicomOutput | None = None,
 ) -> list[Path]:
-    """Write the label map of one image as the file ``path``, or as a DICOM object, and ``probabilities`` beside it as ``.npz``.
+    """Write the label map of one image as the file ``path``, or as a DICOM object, and ``probabilities`` beside it as ``.npz``;
+    maps as `predict_cases` in ``_maps``.
 
     Raises `AutosegError` for several cases, where ``path`` exists or is no image file, and for masks of classes, which are
     several files.
@@ -532,11 +576,14 @@ def predict_file(
             tell_needs(predictor, {name: geometry}, reporter.say, probabilities=probabilities)
             if isinstance(image, Image):
                 _warn_of_no_ct(image, name, predictor.model.plan, reporter.warn, watch)
-                found = predictor.predict_read(image, probabilities=probabilities, progress=_Progress(tracker, name))
+                progress = _Progress(tracker, name)
+                found = predictor.predict_read(image, probabilities=probabilities, doubt=doubt, progress=progress)
             else:
                 case = image.cases[0]
                 prepared = _prepare_case(predictor, case, warn=reporter.warn, watch=watch, may_be_labels=False)
-                found = _predict_case(predictor, case, prepared, probabilities=probabilities, tracker=tracker)
+                found = _predict_case(
+                    predictor, case, prepared, probabilities=probabilities, doubt=doubt, tracker=tracker
+                )
         except AutosegError as error:
             raise AutosegError(*_issues({name: error})) from error
     _say_notes(watch.notes, reporter.say)
@@ -546,7 +593,13 @@ def predict_file(
         write_label_map(path, found.labels, found.geometry, source=source, description=watch.maker.short)
     if found.probabilities is not None:
         write_full(path.with_name(f"{image_stem(path)}.npz"), found.probabilities)
-        found.close()
+    if maps := maps_asked_for(probabilities=probabilities, doubt=doubt):
+        model, name = predictor.model, image_stem(path)
+        write_all_maps(path.parent / MAPS, name, found, maps, model.dataset.labels, model.calibration, source)
+        write_names(path.parent / MAPS, model.dataset.labels, model.calibration)
+    if found.doubt is not None and found.doubt.expected:
+        reporter.say(f"Expected Dice (90 % range): {in_words(found.doubt.expected)}")
+    found.close()
     reporter.say(f"1 predicted: {path}")
     return [path]
 
@@ -574,13 +627,16 @@ def predict_stored(
         say=say,
         scores="rounded" if keep_probabilities else None,
         with_ranked=True,
+        with_sample=True,
         is_own=True,
     )
     images = {case.case_id: case.image_paths[0] for case in model.dataset.training}
     jobs = [
         Job(
             case_id=case.case_id,
-            predict=partial(predictor.predict_source, case, probabilities=keep_probabilities, ranked=True),
+            predict=partial(
+                predictor.predict_source, case, probabilities=keep_probabilities, ranked=True, sampled=True
+            ),
             made_from=case.made_from,
             image=image if (image := images.get(case.case_id)) is not None and image.is_file() else None,
         )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import os
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -20,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.data.dataset import DatasetDescription
+from autoseg.evaluation.calibration import SMALLEST, Calibration
+from autoseg.evaluation.expected_quality import ClassFeatures, as_numbers
 from autoseg.evaluation.folders import mask_stem
 from autoseg.evaluation.label_maps import SLAB_VOXELS, Probabilities
 from autoseg.evaluation.metrics import EvaluatedClass, evaluated_classes
@@ -37,6 +40,9 @@ from autoseg.imaging.readers import (
     write_label_map,
 )
 from autoseg.inference.dicom_output import ENDING, DicomOutput
+from autoseg.inference.doubt import Sample
+from autoseg.inference.maps import FOLDER as MAPS
+from autoseg.inference.maps import MapName, map_name, write_all_maps
 from autoseg.inference.predictor import Prediction
 from autoseg.inference.slabs import Volumes
 from autoseg.issues import AutosegError, Issue
@@ -183,6 +189,31 @@ def load_ranked(folder: Path, case_id: str) -> tuple[NDArray[np.int64], NDArray[
     return places, values
 
 
+def sample_path(folder: Path, case_id: str) -> Path:
+    """Sampled probabilities of a validated case, and features of its prediction."""
+    return folder / f"{case_id}.sample.npz"
+
+
+def write_sample(path: Path, sample: Sample, features: Mapping[str, ClassFeatures]) -> None:
+    """Write where the sampled voxels are, their probabilities in half precision of their logarithm, and features as JSON."""
+    logs = np.log(np.maximum(sample.p, SMALLEST)).astype(np.float16)
+    text = json.dumps({name: of.model_dump(mode="json") for name, of in features.items()})
+    with atomic_write(path) as file:
+        np.savez_compressed(file, voxels=sample.voxels, logs=logs, features=np.array(text))
+
+
+def load_sample(folder: Path, case_id: str) -> tuple[NDArray[np.int64], NDArray[np.float32], dict[str, ClassFeatures]]:
+    """Places of the voxels in the image made flat, their probabilities (K, n), and features by class."""
+    with np.load(sample_path(folder, case_id), allow_pickle=False) as stored:
+        found = json.loads(str(stored["features"]))
+        p = np.exp(stored["logs"].astype(np.float32))
+        return (
+            stored["voxels"],
+            p,
+            {name: ClassFeatures.model_validate_json(json.dumps(of)) for name, of in found.items()},
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Files:
     """The files of one prediction."""
@@ -193,10 +224,13 @@ class _Files:
     """Image files with the label values inside each; no values: the label map itself."""
     scores: Path | None
     ranked: Path | None
+    sample: Path | None = None
+    maps: Mapping[MapName, Path] = field(default_factory=dict)
 
     @property
     def all(self) -> tuple[Path, ...]:
-        return (*self.masks, *(path for path in (self.scores, self.ranked) if path is not None))
+        others = (self.scores, self.ranked, self.sample, *self.maps.values())
+        return (*self.masks, *(path for path in others if path is not None))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,6 +285,12 @@ class PredictionFolder:
     scores: Scores | None = None
     with_ranked: bool = False
     """Keep what RankSEG decides otherwise, too."""
+    with_sample: bool = False
+    """Keep a sample of probabilities, and features of the prediction."""
+    maps: tuple[MapName, ...] = ()
+    """To be written as NIfTI files, too."""
+    calibration: Calibration | None = None
+    """Of the probabilities in maps."""
     with_masks: bool = False
     """Write a folder ``CASE`` with a mask per class if the dataset has such files."""
     is_own: bool = False
@@ -363,6 +403,7 @@ class PredictionFolder:
                         inputs=found.inputs,
                         files=named_contents(parts),
                         volumes_ml=volumes_ml(prediction.labels, prediction.geometry, self._classes),
+                        expected={} if prediction.doubt is None else as_numbers(prediction.doubt.expected),
                         provenance=None if self.provenance is None else self.provenance(job.case_id),
                     )
                 )
@@ -438,6 +479,8 @@ class PredictionFolder:
             masks=masks,
             scores=scores[self.scores] if self.scores else None,
             ranked=ranked_path(self.folder, job.case_id) if self.with_ranked else None,
+            sample=sample_path(self.folder, job.case_id) if self.with_sample else None,
+            maps={kind: self.folder / MAPS / map_name(job.case_id, kind) for kind in self.maps},
         )
 
     def _look(self, job: Job, before: Sequence[FileContent] = ()) -> _Found:
@@ -499,11 +542,14 @@ class PredictionFolder:
         if files.scores is not None and prediction.probabilities is not None:
             write = write_full if self.scores == "full" else write_rounded
             write(staged / files.scores.name, prediction.probabilities)
-            prediction.close()
+        self._write_maps(prediction, staged, job)
+        prediction.close()
         if files.ranked is not None and prediction.ranked is not None:
             differs = np.flatnonzero(prediction.ranked != prediction.labels)
             with atomic_write(staged / files.ranked.name) as file:
                 np.save(file, np.stack([differs, prediction.ranked.reshape(-1)[differs]]), allow_pickle=False)
+        if files.sample is not None and prediction.sample is not None:
+            write_sample(staged / files.sample.name, prediction.sample, prediction.features or {})
         if self.dicom is not None:
             self.dicom.write(staged / files.label_map.name, prediction.labels, job.inputs)
             return
@@ -516,10 +562,22 @@ class PredictionFolder:
             path.parent.mkdir(exist_ok=True)
             write_label_map(path, array, prediction.geometry, source=source, description=self.description)
 
+    def _write_maps(self, prediction: Prediction, staged: Path, job: Job) -> None:
+        """Write the maps that are asked for."""
+        image = job.image or next(iter(job.inputs), None)
+        source = None if image is None else split_frame(image)[0]
+        if self.maps:
+            labels, folder = self.dataset.labels, staged / MAPS
+            write_all_maps(folder, job.case_id, prediction, self.maps, labels, self.calibration, source)
+
     def _move(self, job: Job, files: _Files, staged: Path, made: Sequence[Path]) -> None:
         """Give files their names, voxels before the header that names them; older probabilities are removed."""
         for name in file_names(self.journal.of(job.case_id)):
-            if name.endswith(PROBABILITIES) and self.folder / name not in (files.scores, files.ranked):
+            if name.endswith(PROBABILITIES) and self.folder / name not in (
+                files.scores,
+                files.ranked,
+                files.sample,
+            ):
                 (self.folder / name).unlink(missing_ok=True)
         for path in made:
             place = self.folder / path.relative_to(staged)

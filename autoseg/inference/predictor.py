@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from autoseg.compute.device import choose_device
 from autoseg.compute.memory import available_bytes, is_out_of_memory, resident_bytes
 from autoseg.data.labels import to_file_values
+from autoseg.evaluation.expected_quality import ClassFeatures, ExpectedClass, expect, mean_features
 from autoseg.evaluation.label_maps import apply_postprocessing
 from autoseg.imaging.image import Geometry, Image
 from autoseg.imaging.orientation import canonical_geometry
-from autoseg.imaging.placement import inside_box
+from autoseg.imaging.placement import Placement, inside_box
 from autoseg.imaging.readers import Imagelike, as_image, is_picture
+from autoseg.inference.doubt import EntropyMap, Features, Sample, Taker, disagreement
 from autoseg.inference.member_output import How, ImageSource, NetworkInput, Progress, run_member
 from autoseg.inference.model import Member, Model, load_model
 from autoseg.inference.needs import CaseNeeds, case_needs, label_bytes
@@ -113,11 +115,29 @@ class Prediction:
     geometry: Geometry
     ranked: LabelMap | None = None
     """As ``labels``, by RankSEG instead of the largest probability, if asked for."""
+    sample: Sample | None = None
+    features: Mapping[str, ClassFeatures] | None = None
+    """Of each class, if asked for; see `Doubt` for those of an unseen case."""
+    doubt: Doubt | None = None
 
     def close(self) -> None:
         """Remove the temporary file of probabilities, if they are in one."""
         if isinstance(self.probabilities, KeptVolumes):
             self.probabilities.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doubt:
+    """How sure a model is of an image, in its axes."""
+
+    entropy: Floats
+    """(Z, Y, X), 0 to 1, of calibrated probabilities."""
+    disagreement: Floats
+    """(Z, Y, X), share of the networks of folds that decide otherwise than most."""
+    features: Mapping[str, ClassFeatures]
+    """Means of what single networks say: out of fold, too, a case is seen by one."""
+    expected: Mapping[str, ExpectedClass]
+    """Ranges of Dice and volume; empty where the model knows nothing of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,12 +233,13 @@ class Predictor:
         image: Image,
         *,
         probabilities: bool = False,
+        doubt: bool = False,
         progress: Progress | None = None,
     ) -> Prediction:
         """Prediction for an image that was read, without warnings. Raises `AutosegError` for other channels."""
         self._require_channels(image)
         source = UnpreparedImage(image=image, plan=self.model.plan)
-        return self.predict_source(source, probabilities=probabilities, progress=progress)
+        return self.predict_source(source, probabilities=probabilities, doubt=doubt, progress=progress)
 
     def prepare(self, image: Image) -> PreparedImage:
         """The image as all configurations of the model need it. Raises `AutosegError` for an image that does not fit them."""
@@ -234,9 +255,14 @@ class Predictor:
         *,
         probabilities: bool = False,
         ranked: bool = False,
+        sampled: bool = False,
+        doubt: bool = False,
         progress: Progress | None = None,
     ) -> Prediction:
         """Prediction for an image that is preprocessed already, or on demand.
+
+        ``sampled``: with a sample of probabilities, and features of its classes. ``doubt``: with maps and expected quality, for which
+        the networks of each fold predict once more alone; the label map is the same.
 
         Slab by slab, the logits of all configurations are computed, resampled, averaged and decided, and forgotten. Only probabilities,
         if asked for, are held at full size. With ``ranked`` the label maps of both decoders, whatever the model's is.
@@ -247,10 +273,11 @@ class Predictor:
         outputs = [
             run_member(member, source, labels, how, progress=together.of(i)) for i, member in enumerate(model.members)
         ]
+        takers = self._takers(source, outputs[0].placement, sampled=sampled, doubt=doubt)
         ranks = ranked or model.decoder == "rankseg"
         scores: Floats | KeptVolumes | None = None
         by_rank: LabelMap | None = None
-        if len(outputs) == 1 and not ranks and not probabilities:
+        if len(outputs) == 1 and not ranks and not probabilities and not takers:
             plain = outputs[0].label_map(labels)
         else:
             placement = outputs[0].placement
@@ -262,7 +289,7 @@ class Predictor:
                 scores = blank_probabilities(placement, labels)
                 target = inside_box(scores, placement)
             room = self.needs(source.geometry, ranked=True).ranked_bytes if ranks else None
-            how_kept: dict[str, Any] = {"target": target, "ranked_bytes": room, "folder": self.folder}
+            how_kept: dict[str, Any] = {"target": target, "ranked_bytes": room, "folder": self.folder, "takers": takers}
             plain, by_rank = decide_together(outputs, labels, model.weights, ranks=ranks, **how_kept)
         if not ranked and by_rank is not None:
             plain, by_rank = by_rank, None
@@ -272,6 +299,37 @@ class Predictor:
             probabilities=scores,
             geometry=source.geometry,
             ranked=None if by_rank is None else finish(by_rank),
+            sample=next((each for each in takers if isinstance(each, Sample)), None),
+            features=next((each.of_classes for each in takers if isinstance(each, Features)), None),
+            doubt=self._doubt(source, takers) if doubt else None,
+        )
+
+    def _takers(self, source: ImageSource, placement: Placement, *, sampled: bool, doubt: bool) -> list[Taker]:
+        """What gathers from the slabs of an image."""
+        takers: list[Taker] = []
+        labels, calibration = self.model.plan.labels, self.model.calibration
+        if sampled:
+            image = source.prepare(self.model.members[0].configuration).image
+            likeness = float(image.mean()), float(image.std()), math.log(math.prod(placement.source.shape))
+            takers += [Sample(placement, labels), Features(placement, labels, likeness)]
+        if doubt:
+            takers.append(EntropyMap(placement, labels, () if calibration is None else calibration.temperatures))
+        return takers
+
+    def _doubt(self, source: ImageSource, takers: Sequence[Taker]) -> Doubt:
+        """The map that was gathered, and what the networks of single folds say."""
+        whole = next(each.whole for each in takers if isinstance(each, EntropyMap))
+        label_maps, features = [], []
+        for model in self.model.alone():
+            alone = replace(self, model=model).predict_source(source, sampled=True)
+            label_maps.append(alone.labels)
+            features.append(alone.features or {})
+        found, known = mean_features(features), self.model.expected
+        return Doubt(
+            entropy=whole,
+            disagreement=disagreement(label_maps),
+            features=found,
+            expected={} if known is None else expect(known, found),
         )
 
     def how(self, geometry: Geometry) -> How:

@@ -15,6 +15,7 @@ from autoseg.evaluation.label_maps import Slab, decide
 from autoseg.evaluation.rankseg import rank_labels
 from autoseg.imaging.placement import Placement, inside_box, restore_labels
 from autoseg.imaging.resampling import to_probabilities, write_largest, write_regions
+from autoseg.inference.doubt import Taker
 from autoseg.inference.member_output import LabelMap, MemberOutput, consume
 from autoseg.preprocessing.store import scratch_array
 from planners import Labels
@@ -69,12 +70,13 @@ def decide_together(
     target: Any = None,
     ranked_bytes: int | None = None,
     folder: Path | None = None,
+    takers: Sequence[Taker] = (),
 ) -> tuple[LabelMap, LabelMap | None]:
     """Label maps (Z, Y, X), internal values: of the largest probability, and, if it ``ranks``, of RankSEG.
 
     Configurations are averaged as probabilities with ``weights``; none: the plain mean. Their slabs are the same rows of the cropped
-    image, whatever their own grids are. ``target`` (K, a0, a1, a2) gets the probabilities of the crop by rows. ``ranked_bytes`` and ``folder`` are
-    where RankSEG keeps probabilities, see `rank_labels`. Raises `ValueError` if the crops differ.
+    image, whatever their own grids are. ``target`` (K, a0, a1, a2) gets the probabilities of the crop by rows, and so do ``takers``.
+    ``ranked_bytes`` and ``folder`` are where RankSEG keeps probabilities, see `rank_labels`. Raises `ValueError` if the crops differ.
     """
     placement = outputs[0].placement
     if any(
@@ -88,8 +90,8 @@ def decide_together(
 
     def use() -> tuple[LabelMap, LabelMap | None]:
         slabs = _logit_slabs(outputs[0]) if alone else _mean_slabs(outputs, labels, weights)
-        if target is not None:
-            slabs = _kept(slabs, labels, target, are_logits=alone)
+        if target is not None or takers:
+            slabs = _kept(slabs, labels, target, takers, are_logits=alone)
         if ranks:
             where: dict[str, Any] = {"memory_bytes": ranked_bytes, "folder": folder}
             return rank_labels(slabs, shape, labels, are_logits=alone, outside=outside, **where)
@@ -120,13 +122,18 @@ def _mean_slabs(outputs: Sequence[MemberOutput], labels: Labels, weights: Sequen
             yield parts[0][0], list(total)
 
 
-def _kept(slabs: Iterator[Slab], labels: Labels, target: Any, *, are_logits: bool) -> Iterator[Slab]:
-    """The slabs as they are; their probabilities are written into ``target`` (K, a0, a1, a2)."""
+def _kept(
+    slabs: Iterator[Slab], labels: Labels, target: Any, takers: Sequence[Taker], *, are_logits: bool
+) -> Iterator[Slab]:
+    """The slabs as they are; their probabilities are written into ``target`` (K, a0, a1, a2), if there is one, and given to ``takers``."""
     for rows, scores in slabs:
         probabilities = np.stack(scores)
         if are_logits:
             to_probabilities(probabilities, has_regions=labels.has_regions)
-        target[:, rows] = probabilities
+        if target is not None:
+            target[:, rows] = probabilities
+        for take in takers:
+            take(rows, probabilities)
         del probabilities
         yield rows, scores
 

@@ -35,6 +35,7 @@ def predict_images(
     search: dict[str, Any],
     limits: dict[str, Any],
     probabilities: bool,
+    doubt: bool,
     way: Way,
     engine: str | None,
     skip_bad: bool,
@@ -55,20 +56,29 @@ def predict_images(
         predictor = load_predictor(model, devices[0], way, engine=engine, threads=threads, say=reporter.say, **limits)
     if not paths:
         image = image_in_memory(predictor, source, place, kind)
-        return predict_file(predictor, image, out, probabilities=probabilities, reporter=reporter)
+        return predict_file(predictor, image, out, probabilities=probabilities, doubt=doubt, reporter=reporter)
     file = one_file(out)
     dicom = None if kind is None else dicom_output_of(predictor, kind, terms, file, reporter)
     with reporter.phase("Looking for images"):
         found = inputs_in(predictor, paths, file, **search, reporter=reporter)
     inputs = found if dicom is None else dicom.fitting(found, skip_bad=skip_bad)
     if file is not None:
-        return predict_file(predictor, inputs, out, probabilities=probabilities, reporter=reporter, dicom=dicom)
+        return predict_file(
+            predictor, inputs, out, probabilities=probabilities, doubt=doubt, reporter=reporter, dicom=dicom
+        )
     if min(len(devices), len(inputs.cases)) > 1 and search["part"] is None and len(paths) == 1:
-        flags = {"skip_bad": skip_bad, "probabilities": probabilities, "as": kind, "terms": terms, "engine": engine}
-        words = predict_words(model, paths[0], out, search | limits | flags, way)
+        flags = {"skip_bad": skip_bad, "probabilities": probabilities, "doubt": doubt, "as": kind, "terms": terms}
+        words = predict_words(model, paths[0], out, search | limits | flags | {"engine": engine}, way)
         return predict_parts_on(devices[: len(inputs.cases)], words, out, threads=threads, reporter=reporter)
     return predict_cases(
-        predictor, inputs, out, probabilities=probabilities, reporter=reporter, dicom=dicom, skip_bad=skip_bad
+        predictor,
+        inputs,
+        out,
+        probabilities=probabilities,
+        doubt=doubt,
+        reporter=reporter,
+        dicom=dicom,
+        skip_bad=skip_bad,
     )
 
 

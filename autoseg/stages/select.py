@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.compute.executor import run_jobs, workers_worth_starting
-from autoseg.data.dataset import DatasetDescription
-from autoseg.data.labels import to_file_values, to_internal
+from autoseg.data.labels import to_file_values
 from autoseg.data.splits import find_leaks
 from autoseg.evaluation.intervals import mean_interval, unit_codes
 from autoseg.evaluation.label_maps import (
@@ -23,12 +22,9 @@ from autoseg.evaluation.label_maps import (
     apply_postprocessing,
     count_ensembles,
     count_trials,
-    ensemble_labels,
-    ensemble_slabs,
 )
 from autoseg.evaluation.metrics import ClassMetrics
-from autoseg.evaluation.rankseg import rank_labels
-from autoseg.evaluation.scoring import labelled_case, reference_labels, score_cases
+from autoseg.evaluation.scoring import labelled_case, score_cases
 from autoseg.evaluation.selection import (
     Candidate,
     Recipe,
@@ -43,36 +39,34 @@ from autoseg.evaluation.selection import (
     without_comparison,
 )
 from autoseg.evaluation.table import Summary, read_summary, with_groups, write_summary
-from autoseg.imaging.orientation import align_label_map
-from autoseg.imaging.readers import file_states, read_header, read_label_map
+from autoseg.imaging.readers import file_states, read_header
 from autoseg.inference.bundle import ModelDescription
 from autoseg.inference.model import keep_model, open_model
 from autoseg.inference.predict import complete_jobs
 from autoseg.inference.predictions import (
     Job,
     PredictionFolder,
-    kept_probabilities,
     load_probabilities,
-    load_ranked,
     prediction_path,
     ranked_path,
 )
 from autoseg.inference.predictor import Prediction
 from autoseg.issues import AutosegError, Issue
 from autoseg.settings import as_arguments
+from autoseg.stages.calibrate import describe_doubt, has_samples
 from autoseg.stages.challenge import challenge_for, first_of, score_configurations
 from autoseg.stages.folds import groupings, groups_of, units_of
 from autoseg.stages.pretrained import find_overlap
 from autoseg.stages.run import Run
 from autoseg.stages.schedule import Prepared, read_prepared
 from autoseg.stages.train import all_keys, stage_keys
+from autoseg.stages.validated import ValidatedCase
 from autoseg.stages.work import Work, is_filled
 from autoseg.storage.atomic import save_document
 from autoseg.storage.cache import KEPT, Cached, key_of
 from autoseg.wording import count_noun
 from planners import Labels
 
-Labelled = NDArray[np.integer]
 KeptCounts = Annotated[Counts, KEPT]
 VOXEL_S = 3e-7
 """Processor time to read a voxel of a prediction and its reference, and to try all steps on it."""
@@ -88,6 +82,8 @@ def select(run: Run) -> Generator[Work, None, None]:
     # Trained again from the same, on a GPU or with another torch, a fold may validate otherwise.
     keys = {job: key for job, key in all_keys(run, prepared).items() if job[1] in prepared.schedule.folds}
     inputs = {"models": key_of(sorted(keys.items())), "validation": key_of(dices)}
+    if has_samples(validated_cases(run, prepared, names).values()):
+        inputs["sampled probabilities"] = "kept"  # not by versions before 0.3
     if run.settings.select_by is not None:
         inputs["challenge to select by"] = key_of(challenge_for(run.settings.select_by, prepared.dataset)[1])
     outputs = [run.folder.selection, run.folder.model]
@@ -164,6 +160,13 @@ def _summaries(run: Run, prepared: Prepared, name: str) -> list[Summary]:
 def _choose(run: Run, prepared: Prepared, summaries: Mapping[str, Sequence[Summary]]) -> None:
     """Write the model, ``selection.json`` and the cross-validated predictions."""
     selection, summary = _selected(run, prepared, summaries)
+    calibration, expected = None, None
+    if summary is not None:
+        cases = validated_cases(run, prepared, list(summaries))
+        calibration, expected = describe_doubt(run, prepared, selection, cases, summary)
+        coverage = {} if expected is None else expected.coverage
+        summary = summary.model_copy(update={"calibration": calibration, "expected_coverage": coverage})
+        write_summary(run.folder.cross_validation / "summary.json", summary)
     seen = frozenset[str]() if prepared.pretrained is None else prepared.pretrained.description.seen
     model = ModelDescription(
         origin="autoseg",
@@ -172,6 +175,8 @@ def _choose(run: Run, prepared: Prepared, summaries: Mapping[str, Sequence[Summa
         selection=selection,
         trainings=prepared.schedule.trainings,
         options=as_arguments(run.settings, deciding=True),
+        calibration=calibration,
+        expected=expected,
         seen_before=None if seen is None else tuple(sorted(seen)),
     )
     keys = {name: stage_keys(run, prepared, name, selection.folds) for name in model.stages}
@@ -329,63 +334,18 @@ def _in_order(metrics: Mapping[str, ClassMetrics], summary: Summary) -> list[Cla
 # --- evidence ---
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ValidatedCase:
-    """Where the predictions of a case are, by networks that did not see it. Holds paths only."""
-
-    case_id: str
-    dataset: DatasetDescription
-    labels: Labels
-    folders: Mapping[str, Path]
-    """Of the validation, by configuration."""
-
-    def label_map_path(self, name: str) -> Path:
-        """Of one configuration."""
-        return prediction_path(self.folders[name], self.case_id, self.dataset)
-
-    def files(self, members: Sequence[str], *, ranked: bool) -> tuple[Path, ...]:
-        """All that is read for a recipe, the reference left out."""
-        label_maps = [self.label_map_path(name) for name in members]
-        if len(members) > 1:
-            return (*label_maps, *(kept_probabilities(self.folders[name], self.case_id) for name in members))
-        return (*label_maps, *([ranked_path(self.folders[members[0]], self.case_id)] if ranked else ()))
-
-    def load(self, recipe: Recipe) -> Labelled:
-        """Label map (Z, Y, X) by the recipe's members and decoder, internal values."""
-        names = recipe.members
-        if len(names) == 1:
-            array = read_label_map(self.label_map_path(names[0])).array
-            if recipe.decoder == "rankseg":
-                where, values = load_ranked(self.folders[names[0]], self.case_id)
-                array = array.copy()
-                array.reshape(-1)[where] = values
-            return to_internal(array, self.dataset.file_values)
-        probabilities = [load_probabilities(self.folders[name], self.case_id) for name in names]
-        if recipe.decoder == "rankseg":
-            slabs = ensemble_slabs(probabilities, recipe.weights)
-            _, depth, height, width = probabilities[0].shape
-            return rank_labels(slabs, (depth, height, width), self.labels, are_logits=False)[1]
-        return ensemble_labels(self.load_members(names), probabilities, recipe.weights, self.labels)
-
-    def load_members(self, names: Sequence[str]) -> list[Labelled]:
-        """Label map of each configuration."""
-        return [self.load(Recipe(members=(name,))) for name in names]
-
-    def load_reference(self) -> Labelled:
-        """The user's label map (Z, Y, X) on the grid of its image, internal values."""
-        case = labelled_case(self.dataset, self.case_id)
-        grid = read_header(case.image_paths[0]).geometry
-        aligned = align_label_map(reference_labels(self.dataset, self.case_id), grid)
-        return to_internal(aligned, self.dataset.file_values)
-
-    def counted(self, counts: Counts) -> Counts:
-        """Counts (..., C, 3) without the classes that the case is not annotated for."""
-        annotated = labelled_case(self.dataset, self.case_id).annotated
-        if annotated is None:
-            return counts
-        known = np.array([each.name in annotated for each in self.labels.classes])
-        result: Counts = counts * known[:, None]
-        return result
+def validated_cases(run: Run, prepared: Prepared, names: Sequence[str]) -> dict[str, ValidatedCase]:
+    """All validated cases by name, with the predictions of these configurations; one that several folds validate is of the first."""
+    return {
+        case_id: ValidatedCase(
+            case_id=case_id,
+            dataset=prepared.dataset,
+            labels=prepared.plan.labels,
+            folders={name: run.folder.validation(name, fold) for name in names},
+        )
+        for fold in reversed(prepared.schedule.folds)
+        for case_id in prepared.splits.folds[fold].val
+    }
 
 
 def count_case_ensembles(case: ValidatedCase, *, names: Sequence[str], weights: Sequence[Sequence[float]]) -> Counts:
@@ -434,16 +394,7 @@ class RunEvidence:
 
     @cached_property
     def _cases(self) -> dict[str, ValidatedCase]:
-        return {
-            case_id: ValidatedCase(
-                case_id=case_id,
-                dataset=self.prepared.dataset,
-                labels=self.labels,
-                folders={name: self.run.folder.validation(name, fold) for name in self.names},
-            )
-            for fold in reversed(self.prepared.schedule.folds)
-            for case_id in self.prepared.splits.folds[fold].val
-        }
+        return validated_cases(self.run, self.prepared, self.names)
 
     def label_maps(self) -> dict[str, list[tuple[str, Path]]]:
         """Case id and label map of every validated case, by configuration."""

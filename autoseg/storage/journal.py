@@ -68,6 +68,8 @@ class Entry(Document):
     """Files that were written, by name: folders may be moved."""
     volumes_ml: dict[str, float] = Field(default_factory=dict)
     """What was found in it, by class."""
+    expected: dict[str, dict[str, tuple[float, float, float] | None]] = Field(default_factory=dict)
+    """By class, ``dice`` and ``volume_ml``: lower end, middle and upper end of the range where it probably is; none: not known."""
     provenance: Provenance | None = None
     """None in lines of versions before 0.3, and of a run's cross-validation."""
 

@@ -13,6 +13,7 @@ from autoseg.imaging.readers.dicom import PART_MARK, dicom_candidates, is_dicom,
 from autoseg.imaging.readers.dicom_seg import is_structure_set, referenced_series
 from autoseg.imaging.readers.dicom_series import SeriesName, is_dicom_series, list_series
 from autoseg.imaging.readers.header import ImageHeader, printable, require_text
+from autoseg.imaging.readers.nifti import write_shares
 from autoseg.imaging.readers.objects import Imagelike, as_image
 from autoseg.imaging.readers.reading import (
     file_states,
@@ -86,4 +87,5 @@ __all__ = [
     "write_image",
     "write_label_map",
     "write_masks",
+    "write_shares",
 ]

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from collections.abc import Mapping
-from itertools import product
+from collections.abc import Iterable, Mapping
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -229,13 +229,40 @@ def _num_components(header: Any) -> int:
 def _write(
     path: Path, array: NDArray[Any], geometry: Geometry, source: Path | None = None, description: str = ""
 ) -> None:
+    header = _new_header(array.dtype, array.shape, geometry, source, description)
+    _write_parts(path, header, [array])
+
+
+FULL_SCALE = 32767
+"""Of shares from 0 to 1: NIfTI has no half precision, and every viewer reads 16-bit whole numbers with a slope."""
+
+
+def write_shares(
+    path: Path, volumes: Iterable[NDArray[np.floating]], number: int, geometry: Geometry, source: Path | None = None
+) -> None:
+    """Write ``number`` volumes (Z, Y, X) of values from 0 to 1 as one NIfTI file, one after the other: of several a fourth axis.
+
+    They are rounded to multiples of 1 / `FULL_SCALE`.
+    """
+    header = _new_header(np.dtype(np.int16), geometry.shape, geometry, source, "")
+    if number > 1:
+        x, y, z = (*header.get_data_shape(), 1)[:3]
+        header.set_data_shape((x, y, z, number))
+        header["pixdim"][4] = 1
+    header.set_slope_inter(1 / FULL_SCALE, 0)
+    _write_parts(path, header, (np.rint(np.clip(each, 0, 1) * FULL_SCALE).astype(np.int16) for each in volumes))
+
+
+def _new_header(
+    kind: np.dtype[Any], shape: tuple[int, ...], geometry: Geometry, source: Path | None, description: str
+) -> Any:
     """Both transforms say the same; those of ``source``, a NIfTI file of the same grid, are taken as they are."""
     affine, sizes = geometry.affine[:, [2, 1, 0, 3]], np.array(geometry.spacing_mm[::-1])
     if geometry.dimensions == 2:  # which says nothing of the thickness
         affine[:, 2], sizes[2] = (0, 0, 1, 0), 1
     header = nibabel.Nifti1Header()
-    header.set_data_dtype(array.dtype)
-    header.set_data_shape(array.shape[::-1][: geometry.dimensions])
+    header.set_data_dtype(kind)
+    header.set_data_shape(shape[::-1][: geometry.dimensions])
     header.set_xyzt_units("mm")
     header.set_qform(affine, SCANNER)
     header.set_sform(affine, SCANNER)
@@ -243,12 +270,17 @@ def _write(
     header["magic"], header["vox_offset"] = header.single_magic, header.single_vox_offset
     header["descrip"] = description.encode("ascii", errors="replace")[:DESCRIPTION]
     given = None if source is None else _stored_header(source)
-    if given is not None and (*given.get_data_shape(), 1)[:3] == array.shape[::-1]:
+    if given is not None and (*given.get_data_shape(), 1)[:3] == shape[::-1]:
         header["pixdim"][:4] = given["pixdim"][:4]
         for field in PLACE:
             header[field] = given[field]
+    return header
+
+
+def _write_parts(path: Path, header: Any, volumes: Iterable[NDArray[Any]]) -> None:
+    """The header and what follows it, packed if the name says so."""
     with open(path, "wb") as file:
-        parts = header.binaryblock + bytes(4), np.ascontiguousarray(array).data
+        parts = chain([header.binaryblock + bytes(4)], (np.ascontiguousarray(each).data for each in volumes))
         if not path.name.lower().endswith(".gz"):
             file.writelines(parts)
             return

@@ -34,8 +34,9 @@ from autoseg.inference.predictions import (
     write_rounded,
 )
 from autoseg.inference.predictor import Prediction
-from autoseg.stages.select import ValidatedCase, count_case_ensembles, count_case_steps
+from autoseg.stages.select import count_case_ensembles, count_case_steps
 from autoseg.stages.validate import space_needed
+from autoseg.stages.validated import ValidatedCase
 from planners import LabelClass, Labels
 
 LABELS = Labels(classes=(LabelClass(name="a", values=(1,)), LabelClass(name="b", values=(2,))))
