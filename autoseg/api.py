@@ -297,9 +297,9 @@ def predict(
     folders of masks, or DICOM objects of a ``kind`` (see ``--as``); an ``output`` with the ending of an image file is that of one image, which may be
     a list with a file for each channel, in order, or in memory, with its place (`Predictor.predict_image`). A second call skips images that are done,
     unless they changed; ``part`` ``"2/8"`` takes every eighth case, from the second on; ``layout`` and ``spec`` say how ``source`` is laid out.
-    ``probabilities`` and ``doubt`` write maps, too, and the latter what to expect of each case. ``fast``: one fold, no mirror images, ``step`` 0.75; its
-    cost is said. ``engine`` computes exported models. ``memory_gb``: main memory to take at most;
-    ``every_window``: compute those of one value each time. Issues are raised at the end, unless ``skip_bad``. Without a ``reporter`` warnings are Python's.
+    ``probabilities`` and ``doubt`` write maps, too, and the latter what to expect of each case. ``fast``: one fold, no mirror images, ``step`` 0.75. ``engine`` computes
+    exported models. ``memory_gb``: main memory at most; ``every_window``: compute those of one value each time. Issues are raised at the end, unless ``skip_bad``. Without
+    a ``reporter`` warnings are Python's.
     """
     from autoseg.inference.ways import way_of
     from autoseg.stages.predict_images import predict_images, predict_own_images
@@ -309,6 +309,7 @@ def predict(
         return predict_own_images(model, device, threads=threads, reporter=reporter)
     spec, terms = _maybe_path("spec", spec), _maybe_path("terms", terms)
     require_place_for_predictions(out := _path("output", output))
+    asked: Any = {"skip_bad": skip_bad, "device": device, "threads": threads, "kind": kind, "terms": terms}
     return predict_images(
         model,
         source,
@@ -316,16 +317,12 @@ def predict(
         place={"affine": affine, "spacing_mm": spacing_mm, "axes": axes},
         search={"layout": layout, "spec": spec, "part": None if part is None else parse_part(part)},
         limits={"every_window": every_window, "memory_gb": memory_gb},
-        probabilities=probabilities,
-        doubt=doubt,
         way=way_of(fast=fast, mirroring=mirroring, step=step, num_folds=folds),
         engine=engine,
-        skip_bad=skip_bad,
-        device=device,
-        threads=threads,
-        kind=kind,
-        terms=terms,
+        probabilities=probabilities,
+        doubt=doubt,
         reporter=reporter,
+        **asked,
     )
 
 

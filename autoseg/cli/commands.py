@@ -298,6 +298,8 @@ def check(
         raise typer.Exit(1)
 
 
+SPEC_HELP = "Spec file (TOML) that describes INPUT's layout."
+InputSpecOption = Annotated[Path | None, typer.Option("--spec", help=SPEC_HELP, show_default=False)]
 ProbabilitiesOption = Annotated[
     bool,
     typer.Option(
@@ -343,9 +345,7 @@ def predict(
     layout: Annotated[
         str | None, typer.Option("--layout", help="Layout of INPUT, if not the training data's.", show_default=False)
     ] = None,
-    spec: Annotated[
-        Path | None, typer.Option("--spec", help="Spec file (TOML) that describes INPUT's layout.", show_default=False)
-    ] = None,
+    spec: InputSpecOption = None,
     part: PartOption = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="End well even if images cannot be predicted.")] = False,
     probabilities: ProbabilitiesOption = False,
@@ -373,15 +373,14 @@ def predict(
         faults(_require_folder_or_image, output),
         _own_images_only(source, output, {"--layout": layout, "--spec": spec, "--part": part, "--cluster": cluster,
                                           "--probabilities": probabilities or None, "--doubt": doubt or None, "--as": kind, "--terms": terms,
-                                          "--no-mirroring": None if mirroring else True,
-                                          "--fast": fast or None, "--step": step, "--folds": folds, "--engine": engine}),
+                                          "--no-mirroring": None if mirroring else True, "--fast": fast or None, "--step": step, "--folds": folds, "--engine": engine}),
         faults(_require_kind, kind),
         missing(terms, code="structures.unreadable", fix="pass a CSV file"),
         settings={"layout": layout, "spec": spec, "device": device},
     )  # fmt: skip
     options: dict[str, Any] = {
-        "layout": layout, "spec": spec, "skip_bad": skip_bad, "probabilities": probabilities, "doubt": doubt, "mirroring": mirroring,
-        "fast": fast, "step": step, "folds": folds, "engine": engine,
+        "layout": layout, "spec": spec, "skip_bad": skip_bad, "probabilities": probabilities, "doubt": doubt,
+        "mirroring": mirroring, "fast": fast, "step": step, "folds": folds, "engine": engine,
         "kind": kind, "terms": terms, "every_window": every_window, "memory_gb": memory_gb, "device": device,
         "threads": threads, "part": part, "reporter": make_reporter(),
     }  # fmt: skip

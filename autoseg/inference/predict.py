@@ -247,9 +247,7 @@ def predict_cases(
     require_folder_for_predictions(folder)
     watch = Watch.of(predictor)
     maps = maps_asked_for(probabilities=probabilities, doubt=doubt)
-    how: dict[str, Any] = {
-        "scores": "full" if probabilities else None, "maps": maps, "is_own": is_own, "dicom": dicom,
-    }  # fmt: skip
+    how: dict[str, Any] = {"scores": "full" if probabilities else None, "maps": maps, "is_own": is_own, "dicom": dicom}
     sink = _folder_of(predictor, folder, watch, reporter.say, **how)
     using = replace(predictor, folder=folder)
     with reporter.track("Predicting", len(inputs.cases)) as tracker:
@@ -267,10 +265,7 @@ def predict_cases(
     written = [sink.shown(job) for job in jobs if job.case_id not in errors]
     if written:
         sink.write_volumes()
-    if written and maps:
-        write_names(folder / MAPS, predictor.model.dataset.labels, predictor.model.calibration)
-    if doubt:
-        _say_worst_first(sink, [job.case_id for job in jobs if job.case_id not in errors], reporter.say)
+        _end_maps(predictor, sink, [job.case_id for job in jobs if job.case_id not in errors], reporter.say)
     issues = [*inputs.issues, *_issues(unread | errors)]
     _say_what_was_done(outcomes.values(), issues, reporter.say, skip_bad=skip_bad)
     bad = [issue for issue in issues if issue.severity == "error"]
@@ -288,8 +283,12 @@ def maps_asked_for(*, probabilities: bool, doubt: bool) -> tuple[MapName, ...]:
     return ("probabilities", *of_doubt) if probabilities else of_doubt
 
 
-def _say_worst_first(sink: PredictionFolder, cases: Sequence[str], say: Callable[[str], None]) -> None:
-    """What is to be expected of each case, the one to look at first at the top."""
+def _end_maps(predictor: Predictor, sink: PredictionFolder, cases: Sequence[str], say: Callable[[str], None]) -> None:
+    """Write what maps are, if there are any, and say what is to be expected of each case, the one to look at first at the top."""
+    if sink.maps:
+        write_names(sink.folder / MAPS, predictor.model.dataset.labels, predictor.model.calibration)
+    if "entropy" not in sink.maps:
+        return
     entries = {case: sink.journal.of(case) for case in cases}
     expected = {case: from_numbers(of[-1].expected) for case, of in entries.items() if of and of[-1].expected}
     if not expected:

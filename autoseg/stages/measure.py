@@ -22,8 +22,8 @@ from autoseg.issues import AutosegError, Issue
 from autoseg.stages.folds import units_of
 from autoseg.stages.run import Run
 from autoseg.stages.schedule import Prepared, read_prepared
-from autoseg.stages.select import ValidatedCase
 from autoseg.stages.train import expected_cases
+from autoseg.stages.validated import ValidatedCase
 from autoseg.storage.locks import hold_lock
 from planners import Configuration
 
