@@ -396,19 +396,19 @@ def evaluate(
     from autoseg.data.tables import read_groups_table
     from autoseg.evaluation.challenge import find_challenge, lesion_rule, scored_classes, tolerance_of
     from autoseg.evaluation.detection import detection_curves
-    from autoseg.evaluation.folders import evaluate_folder
+    from autoseg.evaluation.folders import case_names, evaluate_folder
     from autoseg.evaluation.lesions import PLAIN
     from autoseg.evaluation.metrics import DEFAULT_TOLERANCE_MM
     from autoseg.inference.predictions import read_predictions_header
 
     _require_metrics(metrics)
     table = None if groups_table is None else read_groups_table(_path("groups_table", groups_table))
-    scoring = None if challenge is None else find_challenge(challenge).scoring
+    predictions, references = _path("predictions", predictions), _path("references", references)
+    scoring = None if challenge is None else find_challenge(challenge, case_names(predictions)).scoring
     lesions = PLAIN if "lesions" in metrics else None
     if scoring is not None:
         lesions = lesion_rule(scoring) or lesions
         tolerance_mm = tolerance_of(scoring) if tolerance_mm is None else tolerance_mm
-    predictions, references = _path("predictions", predictions), _path("references", references)
     header = read_predictions_header(predictions.parent if predictions.is_file() else predictions)
     how: dict[str, Any] = {"num_workers": workers or available_cores(), "reporter": reporter or SilentReporter()}
     with ExitStack() as stack:
@@ -476,7 +476,7 @@ def compare(
         )
     if challenge is None:
         return compare_results(found), {}
-    record = find_challenge(challenge)
+    record = find_challenge(challenge, [*found[0].summary.dice_by_case()] if found[0].summary is not None else ())
     others = [each for each in found if each.summary is None or each.summary.challenge != challenge]
     if others or record.scoring is None or record.scoring.ranking is None:
         fix = f"evaluate with --as {challenge}, and pass the summary.json that this wrote"

@@ -7,6 +7,7 @@
 ``describe`` writes pairs of label maps with few and many lesions, empty and half empty ones. ``answer`` needs brats-evaluation (which
 brings panoptica and cc3d), batchgenerators, surface-distance, SimpleITK, nibabel and pandas, and checkouts of the official
 evaluators in DIR: ``kits23`` (neheller/kits23), ``FLARE`` (JunMa11/FLARE) and ``BraTS-2023-Metrics`` (rachitsaluja/BraTS-2023-Metrics).
+``older_evaluators.py`` gives the answers of evaluators that need older packages: BraTS 2024, TopCoW, ToothFairy2, CrossMoDA.
 ``compare`` scores the same files with ``autoseg evaluate --as`` and ends with an error where a figure differs.
 """
 
@@ -39,6 +40,7 @@ KINDS = {
     "brats3": (3, SPACING),
     "brats4": (4, SPACING),
     "brats1": (1, SPACING),
+    "vessels": (13, OTHER_SPACING),
 }
 """Folder -> highest value and spacing."""
 FOLDERS = {
@@ -47,6 +49,12 @@ FOLDERS = {
     **dict.fromkeys([*BRATS, "brats2025-goat"], "brats3"),
     **dict.fromkeys(["brats2025-gli", "brats2025-ped", METASTASES], "brats4"),
     "brats2025-men-rt": "brats1",
+    "brats2024-gli": "brats4",
+    "brats2024-ped": "brats4",
+    "brats2024-met": "brats3",
+    "brats2024-ssa": "brats3",
+    "brats2024-men-rt": "brats1",
+    **dict.fromkeys(["topcow24", "toothfairy2", "crossmoda22"], "vessels"),
 }
 
 
@@ -63,6 +71,7 @@ def describe(folder: Path, cases: int, seed: int) -> None:
             reference = _label_map(random, values)
             prediction = _predicted(random, reference, values)
             for name, array in (("reference", reference), ("prediction", prediction)):
+                array[array == 13] = 15 if kind == "vessels" else 13  # TopCoW has no 13
                 place = folder / kind / name
                 place.mkdir(parents=True, exist_ok=True)
                 affine = np.diag([*spacing, 1.0])
@@ -173,22 +182,27 @@ def _flare(folder: Path, checkout: Path) -> dict[str, Any]:
     return found
 
 
-def _brats(folder: Path, checkout: Path, challenge: str) -> dict[str, Any]:
+def prepare_pandas() -> None:
+    """What the evaluators of BraTS use of numpy 1 and of an old pandas 1, where it is gone."""
     import pandas as pd
 
-    sys.path.insert(0, str(checkout))
-    if not hasattr(np, "Inf"):  # nor numpy 1
+    if not hasattr(np, "Inf"):
         np.Inf = np.inf
-    if not hasattr(pd.DataFrame, "append"):  # it was written for pandas 1, where lists may be in cells, too
+    if not hasattr(pd.DataFrame, "append"):
         pd.DataFrame.append = lambda self, other: pd.concat([self, other])
-        replace = pd.DataFrame.replace
+    replace = pd.DataFrame.replace
 
-        def replace_numbers(self: Any, *arguments: Any, **options: Any) -> Any:
-            lists = [each for each in self.columns if self[each].map(lambda cell: isinstance(cell, np.ndarray)).any()]
-            found = replace(self if options else self.drop(columns=lists), *arguments, **options)
-            return found if options else found.join(self[lists])
+    def replace_numbers(self: Any, *arguments: Any, **options: Any) -> Any:
+        lists = [each for each in self.columns if self[each].map(lambda cell: isinstance(cell, np.ndarray)).any()]
+        found = replace(self if options else self.drop(columns=lists), *arguments, **options)
+        return found if options else found.join(self[lists])
 
-        pd.DataFrame.replace = replace_numbers
+    pd.DataFrame.replace = replace_numbers  # lists may not be in cells
+
+
+def _brats(folder: Path, checkout: Path, challenge: str) -> dict[str, Any]:
+    sys.path.insert(0, str(checkout))
+    prepare_pandas()
     for module in [each for each in sys.modules if each.split(".")[0] == "surface_distance"]:
         del sys.modules[module]  # it brings an older one of its own
     from metrics import get_LesionWiseResults
@@ -276,8 +290,11 @@ def compare(folder: Path) -> int:
     import autoseg
     from autoseg.evaluation.challenge import challenge_scores, find_challenge
 
-    answers = json.loads((folder / "answers.json").read_text())
-    print("official:", json.loads((folder / "versions.json").read_text()))
+    answers: dict[str, Any] = {}
+    for kind in ("", "_older"):
+        if (folder / f"answers{kind}.json").is_file():
+            answers |= json.loads((folder / f"answers{kind}.json").read_text())
+            print("official:", json.loads((folder / f"versions{kind}.json").read_text()))
     failures = 0
     for name, cases in answers.items():
         place = folder / FOLDERS[name]

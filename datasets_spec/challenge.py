@@ -100,6 +100,37 @@ class Ask(Document):
     """Regular expression that it matches as a whole."""
 
 
+Parameter = float | int | bool | str | list[dict[str, Any]]
+
+
+class Metric(Document):
+    """One score, computed for each scored class."""
+
+    name: str
+    """A metric of `autoseg.evaluation`, e.g. ``dice``, ``surface_dice``, ``lesion_dice``."""
+    parameters: dict[str, Parameter] = Field(default_factory=dict)
+    """Of all classes, by name; lengths in mm."""
+    of_class: dict[str, dict[str, Parameter]] = Field(default_factory=dict)
+    """Parameters that differ for a class."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes that it is computed for; empty: all."""
+
+
+class Scoring(Document):
+    """How the challenge scores and ranks."""
+
+    classes: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    """Scored classes: name -> values in submitted files, which may overlap; empty: every value is a class."""
+    metrics: tuple[Metric, ...] = ()
+    of_case_first: bool = False
+    """Whether a mean is over the classes that a case has, then over cases; else over cases of each class, then over classes."""
+    not_computed: tuple[str, ...] = ()
+    """Scores of the challenge that are not computed here, in words."""
+    ranking: Literal["rank_then_mean", "mean_then_rank", "mean"] | None = None
+    """``rank_then_mean``: teams are ranked for each case, class and metric, then ranks are averaged. ``mean_then_rank``: each
+    metric is averaged over cases and classes, then ranked, then ranks are averaged. ``mean``: one average decides."""
+
+
 class Part(Document):
     """Cases of one kind in a package. Most challenges have one part; one with several tasks has several, each from a run of its own.
 
@@ -139,6 +170,8 @@ class Part(Document):
     """Whether the names of the classes are stored in the file (NIfTI extension)."""
     grid: Grid | None = None
     """Where it differs from that of the package."""
+    scoring: Scoring | None = None
+    """Where each part is scored by itself."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -200,30 +233,6 @@ class Limits(Document):
     """Memory of a container, in GB."""
     case_s: Annotated[float, Field(gt=0)] | None = None
     """Time that a container has for a case, in seconds."""
-
-
-class Metric(Document):
-    """One score, computed for each scored class."""
-
-    name: str
-    """A metric of `autoseg.evaluation`, e.g. ``dice``, ``surface_dice``, ``lesion_dice``."""
-    parameters: dict[str, float | int | bool | str] = Field(default_factory=dict)
-    """Of all classes, by name; lengths in mm."""
-    of_class: dict[str, dict[str, float | int | bool | str]] = Field(default_factory=dict)
-    """Parameters that differ for a class."""
-    classes: tuple[str, ...] = ()
-    """Names of the classes that it is computed for; empty: all."""
-
-
-class Scoring(Document):
-    """How the challenge scores and ranks."""
-
-    classes: dict[str, tuple[int, ...]] = Field(default_factory=dict)
-    """Scored classes: name -> values in submitted files, which may overlap; empty: every value is a class."""
-    metrics: tuple[Metric, ...] = ()
-    ranking: Literal["rank_then_mean", "mean_then_rank", "mean"] | None = None
-    """``rank_then_mean``: teams are ranked for each case, class and metric, then ranks are averaged. ``mean_then_rank``: each
-    metric is averaged over cases and classes, then ranked, then ranks are averaged. ``mean``: one average decides."""
 
 
 class Challenge(Document):

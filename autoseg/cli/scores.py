@@ -85,7 +85,7 @@ def show_challenge(summary: Any, challenge: str, path: Path) -> None:
     from autoseg.evaluation.challenge import challenge_scores, challenge_table, find_challenge, format_challenge
     from autoseg.storage.atomic import write_text
 
-    record = find_challenge(challenge)
+    record = find_challenge(challenge, [case.case_id for case in summary.metric_per_case])
     scores = challenge_scores(summary, record)
     table = path.with_name(f"{path.stem}_{record.name}.csv")
     write_text(table, challenge_table(scores))
@@ -94,7 +94,7 @@ def show_challenge(summary: Any, challenge: str, path: Path) -> None:
 
 
 def show_resources(folder: Path) -> None:
-    from autoseg.evaluation.challenge import format_resources, read_resources
+    from autoseg.evaluation.resources import format_resources, read_resources
 
     typer.echo(f"\n{format_resources(read_resources(folder))}")
 

@@ -2,15 +2,15 @@
 
 Metrics of the records in ``datasets_spec/challenges`` are looked up in `METRICS`. Every one takes ``both_empty``, its value for a case
 without the class in prediction and reference, and ``one_empty``, its value where only one has it; without them such a
-case has the value of `metrics.compare`, or none and no part in means. Those of lesions take ``needs_reference`` as well: none without a
-reference lesion that counts.
+case has the value of `metrics.compare` or of `measures`, or none and no part in means. Those of lesions take ``needs_reference`` as well: none
+without a reference lesion that counts. Metrics of `AGGREGATED` have one value for all cases.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from pydantic import ValidationError
 from autoseg.data.challenges import challenge_named
 from autoseg.evaluation.intervals import Estimate, estimate, mean_interval, ranks_of, unit_codes
 from autoseg.evaluation.lesions import LesionRule
+from autoseg.evaluation.measures import MEASURES
 from autoseg.evaluation.metrics import ClassMetrics, EvaluatedClass
-from autoseg.evaluation.table import Summary
+from autoseg.evaluation.table import CaseResult, Summary
 from autoseg.issues import AutosegError, Issue
 from datasets_spec import Challenge, Metric, Scoring
 from planners import Document
@@ -46,13 +47,19 @@ FIELDS = {
 }
 """Field of `ClassMetrics` of each metric; those that begin with ``absolute`` without their sign."""
 EMPTY = frozenset({"both_empty", "one_empty"})
-PARAMETERS = {"surface_dice": {"tolerance_mm", "least_dice"}}
+PARAMETERS = {
+    "surface_dice": {"tolerance_mm", "least_dice"},
+    "aggregated_dice": {"by_volume"},
+    "detection_f1": {"least_iou"},
+}
 CROPPED = frozenset({"dice", "surface_dice", "iou"})
 """Metrics that take ``labelled_slices``."""
 OF_LESIONS = frozenset(LesionRule.model_fields) - {"distances"}
 SIGNED = frozenset({"volume_error_ml"})
 """Metrics that are ranked by their size."""
-LOWER_IS_BETTER = frozenset(name for name in FIELDS if "hausdorff" in name or "error" in name)
+LOWER_IS_BETTER = frozenset(
+    name for name in (*FIELDS, *MEASURES) if any(word in name for word in ("hausdorff", "error", "assd"))
+)
 
 
 class ChallengeScores(Document):
@@ -72,9 +79,14 @@ class ChallengeScores(Document):
 # --- what is to be scored ---
 
 
-def find_challenge(name: str) -> Challenge:
-    """The challenge of that name, or in the TOML file of that path. Raises `AutosegError` where it has no metrics."""
+def find_challenge(name: str, case_ids: Collection[str] = ()) -> Challenge:
+    """The challenge of that name, or in the TOML file of that path; where its parts are scored apart, as that of ``case_ids``.
+
+    Raises `AutosegError` where it has no metrics, or no part has these cases.
+    """
     found, where = challenge_named(name), f"--as {name}"
+    if any(part.scoring is not None for part in found.parts.values()):
+        found = _of_part(found, case_ids, where)
     if found.scoring is None or not found.scoring.metrics:
         message = "its metrics are not recorded"
         fix = "add [[scoring.metrics]] in a TOML file that extends it, or evaluate without --as"
@@ -84,6 +96,23 @@ def find_challenge(name: str) -> Challenge:
     return found
 
 
+def _of_part(challenge: Challenge, case_ids: Collection[str], where: str) -> Challenge:
+    """The challenge with the scoring of the part that most of the cases belong to."""
+    fitting = {
+        name: sum(part.fields_of_case(each) is not None for each in case_ids)
+        for name, part in challenge.parts.items()
+        if part.scoring is not None
+    }
+    name = max(fitting, key=fitting.__getitem__)
+    if not fitting[name]:
+        forms = " or ".join(part.case for part in challenge.parts.values())
+        message = f"scores its parts apart, by the names of cases ({forms}), but no case is named like that"
+        fix = "name predictions as the challenge names its cases"
+        raise AutosegError(Issue(code="challenge.no_part", where=where, message=message, fix=fix))
+    title = f"{challenge.title}, {name}"
+    return challenge.model_copy(update={"title": title, "scoring": challenge.parts[name].scoring})
+
+
 def _faults(scoring: Scoring, where: str) -> list[Issue]:
     """Metrics, parameters and classes that do not exist."""
     found: list[Issue] = []
@@ -91,7 +120,7 @@ def _faults(scoring: Scoring, where: str) -> list[Issue]:
     for metric in scoring.metrics:
         allowed = _parameters_of(metric.name)
         given = {*metric.parameters, *(name for own in metric.of_class.values() for name in own)}
-        unknown = [] if metric.name in FIELDS else [f"metric {metric.name}"]
+        unknown = [] if metric.name in {*FIELDS, *MEASURES, *AGGREGATED} else [f"metric {metric.name}"]
         unknown += [f"parameter {name} of {metric.name}" for name in sorted(given - allowed)] if not unknown else []
         classes = {*metric.classes, *metric.of_class} - {*scoring.classes} if scoring.classes else set()
         unknown += [f"class {name} of {metric.name}" for name in sorted(classes)]
@@ -101,13 +130,15 @@ def _faults(scoring: Scoring, where: str) -> list[Issue]:
     try:
         if not found:
             lesion_rule(scoring)
+            scored_classes(scoring)
     except (ValidationError, ValueError) as error:
         found.append(Issue(code="challenge.metrics", where=where, message=str(error), fix=fix))
     return found
 
 
 def _parameters_of(name: str) -> set[str]:
-    own = {*EMPTY, *PARAMETERS.get(name, set())} | ({"labelled_slices"} if name in CROPPED else set())
+    own = {*PARAMETERS.get(name, set()), *(() if name in AGGREGATED else EMPTY)}
+    own |= {"labelled_slices"} if name in CROPPED else set()
     return own | OF_LESIONS | {"needs_reference"} if "lesion" in name else own
 
 
@@ -119,6 +150,14 @@ def scored_classes(scoring: Scoring) -> tuple[EvaluatedClass, ...]:
             values=values,
             tolerance_mm=next(iter(_given(scoring, name, "tolerance_mm")), None),
             labelled_slices=any(_given(scoring, name, "labelled_slices")),
+            lesions=_rule_of(scoring.metrics, name),
+            measures=tuple(
+                dict.fromkeys(
+                    metric.name
+                    for metric in scoring.metrics
+                    if metric.name in MEASURES and (not metric.classes or name in metric.classes)
+                )
+            ),
         )
         for name, values in scoring.classes.items()
     )
@@ -131,16 +170,31 @@ def tolerance_of(scoring: Scoring) -> float | None:
 
 
 def lesion_rule(scoring: Scoring) -> LesionRule | None:
-    """How lesions are scored; none if they are not. `ValueError` where two metrics want different ways."""
-    metrics = [metric for metric in scoring.metrics if "lesion" in metric.name]
+    """How lesions are scored, apart from what is special about a class; none if they are not. `ValueError` where two metrics want different ways."""
+    return _rule(scoring.metrics, [metric.parameters for metric in scoring.metrics if "lesion" in metric.name])
+
+
+def _rule_of(metrics: Sequence[Metric], of_class: str) -> LesionRule | None:
+    """How lesions of a class are scored, where that differs."""
+    own = [
+        metric for metric in metrics if "lesion" in metric.name and OF_LESIONS & {*metric.of_class.get(of_class, {})}
+    ]
+    return _rule(metrics, [metric.parameters | metric.of_class[of_class] for metric in own])
+
+
+def _rule(metrics: Sequence[Metric], wanted: Sequence[Mapping[str, Any]]) -> LesionRule | None:
     rules = {
-        json.dumps({name: value for name, value in metric.parameters.items() if name in OF_LESIONS}, sort_keys=True)
-        for metric in metrics
+        json.dumps({name: value for name, value in each.items() if name in OF_LESIONS}, sort_keys=True)
+        for each in wanted
     }
     if len(rules) > 1:
         raise ValueError("metrics of lesions must have the same parameters, apart from both_empty and one_empty")
-    distances = any("hausdorff" in metric.name for metric in metrics)
-    return LesionRule(**json.loads(rules.pop()), distances=distances) if rules else None
+    distances = any("lesion_hausdorff" in metric.name for metric in metrics)
+    return (
+        LesionRule.model_validate_json(json.dumps(json.loads(rules.pop()) | {"distances": distances}))
+        if rules
+        else None
+    )
 
 
 def _given(scoring: Scoring, of_class: str, parameter: str) -> list[Any]:
@@ -151,37 +205,76 @@ def _given(scoring: Scoring, of_class: str, parameter: str) -> list[Any]:
 # --- scores ---
 
 
+def _aggregated_dice(cases: Sequence[ClassMetrics], parameters: Mapping[str, Any]) -> float | None:
+    """Dice of all cases together: of voxels, or of volumes (``by_volume``)."""
+    shared = total = 0.0
+    for each in cases:
+        size = each.n_pred + each.n_ref
+        volume = each.volume_prediction_ml + each.volume_reference_ml
+        weight = volume / size if parameters.get("by_volume") and size else 1.0
+        shared, total = shared + weight * each.tp, total + weight * size
+    return 2 * shared / total if total else None
+
+
+def _detection_f1(cases: Sequence[ClassMetrics], parameters: Mapping[str, Any]) -> float | None:
+    """F1 of the cases that have the class: found where the IoU is at least ``least_iou``; 0 where no case has it."""
+    found = sum(bool(each.n_ref) and (each.iou or 0.0) >= float(parameters["least_iou"]) for each in cases)
+    missed = sum(bool(each.n_ref) for each in cases) - found
+    false_positive = sum(bool(each.n_pred and not each.n_ref) for each in cases)
+    return 2 * found / (2 * found + missed + false_positive) if found else 0.0
+
+
+AGGREGATED: dict[str, Callable[[Sequence[ClassMetrics], Mapping[str, Any]], float | None]] = {
+    "aggregated_dice": _aggregated_dice,
+    "detection_f1": _detection_f1,
+}
+"""Scores of a class over all cases, which single cases do not have."""
+
+
 def challenge_scores(summary: Summary, challenge: Challenge) -> ChallengeScores:
     """The challenge's table of cases that were scored with its classes, tolerance and lesions."""
     scoring = challenge.scoring
     assert scoring is not None
     titles = _titles(scoring.metrics)
-    per_case: dict[str, dict[str, dict[str, float | None]]] = {}
-    for case in summary.metric_per_case:
-        per_case[case.case_id] = {
-            each.name: {
-                title: _value(case.metrics[each.key], metric, each.name)
-                for title, metric in titles.items()
-                if not metric.classes or each.name in metric.classes
-            }
-            for each in summary.classes
+    cases, classes = summary.metric_per_case, {each.name: each for each in summary.classes}
+    single = {title: metric for title, metric in titles.items() if metric.name not in AGGREGATED}
+    per_case = {
+        case.case_id: {
+            name: {title: _value(case, each, metric) for title, metric in single.items() if _has(metric, name)}
+            for name, each in classes.items()
         }
-    units = unit_codes([case.unit for case in summary.metric_per_case])
-    names = [each.name for each in summary.classes]
-    tables = {title: _table(per_case, names, title) for title in titles}
+        for case in cases
+    }
+    units = unit_codes([case.unit for case in cases])
+    tables = {title: _table(per_case, list(classes), title) for title in single}
+    per_class: dict[str, dict[str, Estimate]] = {name: {} for name in classes}
+    overall: dict[str, Estimate] = {}
+    for title, metric in titles.items():
+        own = [(i, name) for i, name in enumerate(classes) if _has(metric, name)]
+        if title in tables:
+            per_class |= {name: per_class[name] | {title: estimate(tables[title][:, i], units)} for i, name in own}
+            overall[title] = _overall(tables[title], units, of_case_first=scoring.of_case_first)
+            continue
+        values = {
+            name: AGGREGATED[metric.name]([case.metrics[classes[name].key] for case in cases], metric.parameters)
+            for _, name in own
+        }
+        per_class |= {name: per_class[name] | {title: _single(value, len(cases))} for name, value in values.items()}
+        known = [value for value in values.values() if value is not None]
+        overall[title] = _single(sum(known) / len(known) if known else None, len(cases))
     return ChallengeScores(
-        challenge=challenge.name,
-        metrics=tuple(titles),
-        per_case=per_case,
-        per_class={
-            name: {
-                title: estimate(table[:, i], units)
-                for title, table in tables.items()
-                if not titles[title].classes or name in titles[title].classes
-            }
-            for i, name in enumerate(names)
-        },
-        overall={title: _overall(table, units) for title, table in tables.items()},
+        challenge=challenge.name, metrics=tuple(titles), per_case=per_case, per_class=per_class, overall=overall
+    )
+
+
+def _has(metric: Metric, of_class: str) -> bool:
+    return not metric.classes or of_class in metric.classes
+
+
+def _single(value: float | None, cases: int) -> Estimate:
+    """A score without an interval."""
+    return Estimate(
+        mean=value, low=None, high=None, median=None, median_low=None, median_high=None, cases=cases, units=cases
     )
 
 
@@ -194,15 +287,21 @@ def _titles(metrics: Sequence[Metric]) -> dict[str, Metric]:
     }
 
 
-def _value(scores: ClassMetrics, metric: Metric, of_class: str) -> float | None:
+def _value(case: CaseResult, each: EvaluatedClass, metric: Metric) -> float | None:
     """By the challenge's conventions."""
-    parameters = metric.parameters | metric.of_class.get(of_class, {})
-    value: float | None = getattr(scores, FIELDS[metric.name])
+    parameters = metric.parameters | metric.of_class.get(each.name, {})
+    scores = case.metrics[each.key]
+    value: float | None
+    if metric.name in MEASURES:
+        value = case.measures.get(each.key, {}).get(metric.name)
+    else:
+        value = getattr(scores, FIELDS[metric.name])
     if metric.name.startswith("absolute") and value is not None:
         value = abs(value)
     if parameters.get("needs_reference") and not (scores.lesions_found or scores.lesions_missed):
         return None
-    if not (scores.n_pred or scores.n_ref) or ("lesion" in metric.name and value is None and not _has_lesions(scores)):
+    is_without = "lesion" in metric.name and value is None and not _has_lesions(scores, parameters)
+    if not (scores.n_pred or scores.n_ref) or is_without:
         return float(parameters["both_empty"]) if "both_empty" in parameters else value
     if not (scores.n_pred and scores.n_ref):
         return float(parameters["one_empty"]) if "one_empty" in parameters else value
@@ -211,8 +310,10 @@ def _value(scores: ClassMetrics, metric: Metric, of_class: str) -> float | None:
     return value
 
 
-def _has_lesions(scores: ClassMetrics) -> bool:
-    return bool(scores.lesions_missed or scores.lesions_false_positive or scores.lesions_found)
+def _has_lesions(scores: ClassMetrics, parameters: Mapping[str, Any]) -> bool:
+    """Whether there is a lesion to count."""
+    false_positive = scores.lesions_false_positive if parameters.get("false_positives_count", True) else 0
+    return bool(scores.lesions_missed or false_positive or scores.lesions_found)
 
 
 def _table(
@@ -224,7 +325,12 @@ def _table(
     return np.array(filled, np.float64).reshape(len(rows), len(names))
 
 
-def _overall(table: NDArray[np.float64], units: NDArray[np.intp]) -> Estimate:
+def _overall(table: NDArray[np.float64], units: NDArray[np.intp], *, of_case_first: bool) -> Estimate:
+    if of_case_first:
+        defined = np.isfinite(table)
+        number = defined.sum(axis=1)
+        sums = np.where(defined, table, 0).sum(axis=1)
+        return estimate(np.where(number > 0, sums / np.maximum(number, 1), np.nan), units)
     mean, low, high, number = mean_interval(table, units)
     return Estimate(
         mean=mean,
@@ -247,6 +353,8 @@ def format_challenge(scores: ChallengeScores, challenge: Challenge) -> str:
     text = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))) for line in (header, *lines)]  # fmt: skip
     found = challenge.unconfirmed("scoring")
     notes = [f"Not confirmed, check it: {', '.join(found)}"] if found else []
+    absent = challenge.scoring.not_computed if challenge.scoring is not None else ()
+    notes += [f"Not computed here: {'; '.join(absent)}"] if absent else []
     return "\n".join([f"Scores of {challenge.title}", *text, *notes])
 
 
@@ -317,78 +425,3 @@ def _ranked(
     order = np.argsort(ranks, kind="stable")
     names = list(teams)
     return {names[i]: (int(ranks[i]), float(sign * values[i])) for i in order}
-
-
-# --- resources ---
-
-FLARE_INTERVAL_S = 0.1
-"""Between two samples of FLARE's monitor."""
-FLARE_RARE = 0.02
-"""Share of the samples that a GPU memory must have to count as the largest."""
-
-
-class Resources(Document):
-    """What predicting one case took, as FLARE measures it (github.com/JunMa11/FLARE aad2cc2, ``load_json.py``)."""
-
-    seconds: float
-    gpu_mb: float | None
-    """The largest memory that more than 2 % of the samples have; none without samples of a GPU."""
-    gpu_mb_s: float | None
-    """Area under the curve of GPU memory over time."""
-    cpu_percent_s: float
-    """Area under the curve of CPU use (of the whole machine) over time."""
-    ram_mb_s: float
-    """Area under the curve of main memory over time."""
-
-
-def resource_areas(samples: Mapping[str, Any]) -> Resources:
-    """From a JSON document of FLARE's monitor, which samples every `FLARE_INTERVAL_S`.
-
-    It has ``gpu_memory`` and ``RAM_list`` (MB), ``cpu_list`` (user, system, idle in per cent) and ``time`` (s); without ``time``
-    the number of samples tells it.
-    """
-    gpu = [float(value) for value in samples["gpu_memory"]]
-    often = [value for value in {*gpu} if gpu.count(value) > FLARE_RARE * len(gpu)]
-    busy = [100.0 - float(each[2]) for each in samples["cpu_list"]]
-    return Resources(
-        seconds=float(samples.get("time", FLARE_INTERVAL_S * len(gpu))),
-        gpu_mb=max(often, default=None),
-        gpu_mb_s=sum(gpu) * FLARE_INTERVAL_S if gpu else None,
-        cpu_percent_s=sum(busy) * FLARE_INTERVAL_S,
-        ram_mb_s=sum(map(float, samples["RAM_list"])) * FLARE_INTERVAL_S,
-    )
-
-
-def read_resources(folder: Path) -> dict[str, Resources]:
-    """Of each case, by the names of FLARE's JSON files in a folder. Raises `AutosegError` with all that are none."""
-    found: dict[str, Resources] = {}
-    issues = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            found[path.stem] = resource_areas(json.loads(path.read_text("utf-8")))
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            message = f"is no document of FLARE's monitor ({type(error).__name__}: {error})"
-            issues.append(Issue(code="evaluation.resources", where=str(path), message=message, fix="remove it"))
-    if not found and not issues:
-        message, fix = "contains no JSON files", "pass the folder that FLARE's monitor wrote"
-        issues.append(Issue(code="evaluation.resources", where=str(folder), message=message, fix=fix))
-    if issues:
-        raise AutosegError(*issues)
-    return found
-
-
-def format_resources(found: Mapping[str, Resources]) -> str:
-    """Means over cases, with half of their 95 % interval."""
-    units = unit_codes(list(found))
-    lines = [f"Resources, mean of {len(found)} cases"]
-    for name, title in (
-        ("seconds", "time, s"),
-        ("gpu_mb", "largest GPU memory, MB"),
-        ("gpu_mb_s", "area under GPU memory and time, MB s"),
-        ("cpu_percent_s", "area under CPU use and time, % s"),
-        ("ram_mb_s", "area under main memory and time, MB s"),
-    ):
-        values = [getattr(each, name) for each in found.values()]
-        filled = np.array([math.nan if value is None else value for value in values], np.float64)
-        lines.append(f"  {title:38}  {estimate(filled, units)}")
-    return "\n".join(lines)

@@ -53,6 +53,12 @@ def mask_stem(class_name: str) -> str:
     return class_name.replace("/", "_")
 
 
+def case_names(predictions: Path) -> list[str]:
+    """Names of what may be cases in a folder of predictions, or the name of a file, without endings."""
+    paths = sorted(predictions.iterdir()) if predictions.is_dir() else [predictions]
+    return [path.name if path.is_dir() else image_stem(path) for path in paths]
+
+
 def evaluate_folder(
     predictions: Path,
     references: Path,

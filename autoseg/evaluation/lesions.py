@@ -5,7 +5,9 @@ Two ways are in use:
 * ``overlap``: a reference lesion is found where any predicted component touches it. All components that touch it are
   compared with it together; a component that touches none is a false positive. Lesions whose dilated masks meet are one, and what
   touches the dilated mask touches the lesion. Without dilation and smallest volume this is the plain way (as ISLES'22);
-  with them it is that of BraTS 2023 (github.com/rachitsaluja/BraTS-2023-Metrics 43c9052).
+  with them it is that of BraTS 2023 (github.com/rachitsaluja/BraTS-2023-Metrics 43c9052). BraTS 2024 treats predictions as
+  references are treated, and joins lesions of one tissue that touch the same lesion of another
+  (github.com/rachitsaluja/BraTS-2024-Metrics 9a0ab9c).
 * ``one_to_one``: each reference lesion has at most one predicted component, so that the sum of their Dice is as large as
   possible (panoptica 2.1.7, as BraTS 2025 uses it).
 """
@@ -30,6 +32,14 @@ EDGES = ndimage.generate_binary_structure(3, 2)
 CONNECTIVITY = {6: 1, 18: 2, 26: 3}
 
 
+class Tissue(Document):
+    """Lesions of another tissue, which join those that touch them."""
+
+    values: Annotated[tuple[int, ...], Field(min_length=1)]
+    dilation: Annotated[int, Field(ge=0)] = 0
+    ignored_mm3: Annotated[float, Field(ge=0)] = 0.0
+
+
 class LesionRule(Document):
     """What a lesion is, and when it is found."""
 
@@ -40,16 +50,23 @@ class LesionRule(Document):
     """Voxels by which reference lesions grow before they are joined and touched (``overlap`` only)."""
     ignored_mm3: Annotated[float, Field(ge=0)] = 0.0
     """Reference lesions of at most this volume are not counted, found or not."""
+    predictions_alike: bool = False
+    """Whether predicted components are joined by dilation as well, and those of at most ``ignored_mm3`` removed (``overlap`` only)."""
+    joined_by: tuple[Tissue, ...] = ()
+    """Lesions that touch the same lesion of one of these tissues are one, in this order (``overlap`` only)."""
     least_dice: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Dice of a matched lesion from which on it is found."""
     misses_count: bool = True
     """Whether missed and false positive lesions are in the means by lesion (Dice 0), or these are over matched ones."""
+    false_positives_count: bool = True
+    """Whether false positive lesions are among these."""
     distances: bool = False
     """Whether the 95 % Hausdorff distance of each lesion is measured, which takes long."""
     distance: Literal["surface", "border"] = "surface"
     """``surface``: as that of classes (`surfaces.surface_scores`). ``border``: between border voxels (`surfaces.border_distance`)."""
-    missing_mm: Annotated[float, Field(ge=0)] | None = None
-    """Distance of a missed or false positive lesion; none: they have none, and the mean is over matched lesions."""
+    missing_mm: Annotated[float, Field(ge=0)] | Literal["diagonal"] | None = None
+    """Distance of a missed or false positive lesion, or that of opposite corners of the image, in voxels; none: they have none, and
+    the mean is over matched lesions."""
 
 
 PLAIN = LesionRule(distances=True)
@@ -83,14 +100,26 @@ class _Matched:
     false_positive: int
 
 
-def score_lesions(prediction: BoolArray, reference: BoolArray, rule: LesionRule, spacing_mm: Spacing) -> LesionScores:
-    """Scores by lesion of two masks (Z, Y, X) of one class; ``spacing_mm`` is (z, y, x)."""
-    predicted, num_predicted = _components(prediction, rule.connectivity)
-    match = _touching if rule.matching == "overlap" else _one_to_one
-    matched, num_lesions = match(predicted, num_predicted, reference, rule, math.prod(spacing_mm))
+def score_lesions(
+    prediction: BoolArray,
+    reference: BoolArray,
+    rule: LesionRule,
+    spacing_mm: Spacing,
+    *,
+    tissues: Sequence[tuple[BoolArray, BoolArray]] = (),
+    diagonal: float = 0.0,
+) -> LesionScores:
+    """Scores by lesion of two masks (Z, Y, X) of one class; ``spacing_mm`` is (z, y, x).
+
+    ``tissues``: prediction and reference of each of ``rule.joined_by``. ``diagonal`` of the whole image, in voxels.
+    """
+    if rule.matching == "overlap":
+        matched, num_predicted, num_lesions = _touching(prediction, reference, rule, math.prod(spacing_mm), tissues)
+    else:
+        matched, num_predicted, num_lesions = _one_to_one(prediction, reference, rule, math.prod(spacing_mm))
     found = sum(bool(own) and dice >= rule.least_dice for _, own, dice in matched.of_lesion)
     pairs = [(lesion, own, dice) for lesion, own, dice in matched.of_lesion if own]
-    apart = len(matched.of_lesion) - len(pairs) + matched.false_positive
+    apart = len(matched.of_lesion) - len(pairs) + matched.false_positive * rule.false_positives_count
     extra = [0.0] * apart if rule.misses_count else [0.0] * (not pairs and apart > 0)
     return LesionScores(
         found=found,
@@ -98,7 +127,7 @@ def score_lesions(prediction: BoolArray, reference: BoolArray, rule: LesionRule,
         false_positive=matched.false_positive,
         count_error=num_predicted - num_lesions,
         dice=_mean([*(dice for _, _, dice in pairs), *extra]),
-        hausdorff95_mm=_distance(matched, pairs, len(extra), rule, spacing_mm) if rule.distances else None,
+        hausdorff95_mm=_distance(matched, pairs, len(extra), rule, spacing_mm, diagonal) if rule.distances else None,
     )
 
 
@@ -112,34 +141,79 @@ def _components(mask: BoolArray, connectivity: int) -> tuple[NDArray[np.int32], 
 
 
 def _touching(
-    predicted: NDArray[np.int32], num_predicted: int, reference: BoolArray, rule: LesionRule, voxel_mm3: float
-) -> tuple[_Matched, int]:
-    """Predicted components that touch each lesion."""
-    grown = ndimage.binary_dilation(reference, EDGES, rule.dilation) if rule.dilation else reference
-    zones, number = _components(grown, rule.connectivity)
+    prediction: BoolArray,
+    reference: BoolArray,
+    rule: LesionRule,
+    voxel_mm3: float,
+    tissues: Sequence[tuple[BoolArray, BoolArray]],
+) -> tuple[_Matched, int, int]:
+    """Predicted components that touch each lesion, and the numbers of components and lesions."""
+    zones, number = _zones(reference, rule)
+    if rule.predictions_alike:
+        predicted, num_predicted = _large_lesions(prediction, rule, voxel_mm3)
+    else:
+        predicted, num_predicted = _components(prediction, rule.connectivity)
+    for tissue, (other_prediction, other_reference) in zip(rule.joined_by, tissues, strict=True):
+        own = LesionRule(connectivity=rule.connectivity, dilation=tissue.dilation, ignored_mm3=tissue.ignored_mm3)
+        others = np.where(other_reference, _zones(other_reference, own)[0], 0)
+        joined = _joined(np.where(reference, zones, 0), others, number)
+        zones, number = joined[zones], int(joined.max())
+        joined = _joined(predicted, _large_lesions(other_prediction, own, voxel_mm3)[0], num_predicted)
+        predicted, num_predicted = joined[predicted], int(joined.max())
     lesions = np.where(reference, zones, 0)
     sizes, predicted_sizes = np.bincount(lesions.ravel(), minlength=number + 1), np.bincount(predicted.ravel())
     touching, common = _pairs(zones, predicted), dict(_pairs(lesions, predicted))
-    own: dict[int, list[int]] = {}
+    touched: dict[int, list[int]] = {}
     for (zone, component), _ in touching:
-        own.setdefault(zone, []).append(component)
+        touched.setdefault(zone, []).append(component)
     of_lesion = []
     for lesion in np.flatnonzero(sizes[1:] * voxel_mm3 > rule.ignored_mm3) + 1:
-        components = tuple(own.get(int(lesion), ()))
+        components = tuple(touched.get(int(lesion), ()))
         shared = sum(common.get((int(lesion), component), 0) for component in components)
         total = int(sizes[lesion]) + sum(int(predicted_sizes[component]) for component in components)
         of_lesion.append((int(lesion), components, 2 * shared / total))
     false_positive = num_predicted - len({component for (_, component), _ in touching})
     matched = _Matched(lesions=lesions, predicted=predicted, of_lesion=tuple(of_lesion), false_positive=false_positive)
-    return matched, number
+    return matched, num_predicted, number
+
+
+def _zones(mask: BoolArray, rule: LesionRule) -> tuple[NDArray[np.int32], int]:
+    """Components of the dilated mask: what lies in one of them is one lesion."""
+    return _components(
+        ndimage.binary_dilation(mask, EDGES, rule.dilation) if rule.dilation else mask, rule.connectivity
+    )
+
+
+def _large_lesions(mask: BoolArray, rule: LesionRule, voxel_mm3: float) -> tuple[NDArray[np.int32], int]:
+    """Lesions of a mask, numbered from 1 on, without those of at most the volume that is ignored."""
+    zones, number = _zones(mask, rule)
+    lesions = np.where(mask, zones, 0)
+    kept = np.bincount(lesions.ravel(), minlength=number + 1) * voxel_mm3 > rule.ignored_mm3
+    kept[0] = False
+    numbers = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
+    return numbers[lesions], int(numbers.max())
+
+
+def _joined(lesions: NDArray[np.int32], others: NDArray[np.int32], number: int) -> NDArray[np.int32]:
+    """New number of each lesion, from 0 (none) on: lesions have one number if the first of ``others`` that they touch is the same."""
+    first: dict[int, int] = {}
+    for step in np.argwhere(EDGES) - 1:
+        near = tuple(slice(max(0, move), size + min(0, move)) for move, size in zip(step, lesions.shape, strict=True))
+        far = tuple(slice(max(0, -move), size + min(0, -move)) for move, size in zip(step, lesions.shape, strict=True))
+        for (lesion, other), _ in _pairs(lesions[near], others[far]):
+            first[lesion] = min(first.get(lesion, other), other)
+    groups = [(first[each], 0) if each in first else (0, each) for each in range(1, number + 1)]
+    numbers = {group: i for i, group in enumerate(dict.fromkeys(groups), 1)}
+    return np.array([0, *(numbers[group] for group in groups)], np.int32)
 
 
 def _one_to_one(
-    predicted: NDArray[np.int32], num_predicted: int, reference: BoolArray, rule: LesionRule, voxel_mm3: float
-) -> tuple[_Matched, int]:
-    """The assignment of components to lesions with the largest sum of Dice."""
+    prediction: BoolArray, reference: BoolArray, rule: LesionRule, voxel_mm3: float
+) -> tuple[_Matched, int, int]:
+    """The assignment of components to lesions with the largest sum of Dice, and the numbers of components and lesions."""
     from scipy.optimize import linear_sum_assignment  # loaded when asked for
 
+    predicted, num_predicted = _components(prediction, rule.connectivity)
     lesions, number = _components(reference, rule.connectivity)
     sizes = np.bincount(lesions.ravel(), minlength=number + 1)[1:]
     predicted_sizes = np.bincount(predicted.ravel(), minlength=num_predicted + 1)[1:]
@@ -158,7 +232,8 @@ def _one_to_one(
         for row in map(int, np.flatnonzero(sizes * voxel_mm3 > rule.ignored_mm3))
     )
     false_positive = num_predicted - len(partner)
-    return _Matched(lesions=lesions, predicted=predicted, of_lesion=of_lesion, false_positive=false_positive), number
+    matched = _Matched(lesions=lesions, predicted=predicted, of_lesion=of_lesion, false_positive=false_positive)
+    return matched, num_predicted, number
 
 
 def _pairs(first: NDArray[np.int32], second: NDArray[np.int32]) -> list[tuple[tuple[int, int], int]]:
@@ -175,6 +250,7 @@ def _distance(
     num_apart: int,
     rule: LesionRule,
     spacing_mm: Spacing,
+    diagonal: float,
 ) -> float | None:
     """Mean 95 % Hausdorff distance by lesion."""
     boxes = [ndimage.find_objects(array) if pairs else [] for array in (matched.lesions, matched.predicted)]
@@ -184,7 +260,8 @@ def _distance(
         box = tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*found, strict=True))
         masks = np.isin(matched.predicted[box], components), matched.lesions[box] == lesion
         measured.append(_distance_of(masks, rule, spacing_mm))
-    apart = [] if rule.missing_mm is None else [rule.missing_mm] * num_apart
+    missing_mm = diagonal if rule.missing_mm == "diagonal" else rule.missing_mm
+    apart = [] if missing_mm is None else [missing_mm] * num_apart
     return _mean([*(each for each in measured if each is not None), *apart])
 
 

@@ -46,6 +46,10 @@ class EvaluatedClass(Document):
     """Of its surface Dice; none: that of all classes."""
     labelled_slices: bool = False
     """Whether it is scored only from the lowest slice (along z of the file) with this class in the reference up to the one below the highest."""
+    lesions: LesionRule | None = None
+    """Of its lesions; none: that of all classes."""
+    measures: tuple[str, ...] = ()
+    """Measures of `measures.MEASURES` that are taken of it, too."""
 
     @property
     def key(self) -> str:
@@ -231,19 +235,28 @@ def compare(
     for what in ([each.name for each in classes], [each.key for each in classes]):
         if len(set(what)) != len(what):
             raise ValueError(f"classes must have distinct names and values, found {what}")
-    highest = max((value for each in classes for value in each.values), default=1)
+    rules = [each.lesions or lesions for each in classes]
+    others = [value for rule in rules if rule is not None for tissue in rule.joined_by for value in tissue.values]
+    highest = max([*others, *(value for each in classes for value in each.values)], default=1)
     found = [ndimage.find_objects(array, max_label=highest) for array in (prediction, reference)]
     num_voxels = reference.size - (0 if ignore is None else int(np.count_nonzero(reference == ignore)))
     scores = {}
     for each in classes:
-        boxes = [box for of in found for value in each.values if (box := of[value - 1]) is not None]
+        rule = lesions if each.lesions is None else each.lesions
+        tissues = () if rule is None else tuple(tissue.values for tissue in rule.joined_by)
+        values = (value for of_one in (each.values, *tissues) for value in of_one)
+        boxes = [box for value in values for of in found if (box := of[value - 1]) is not None]
         box = _enclosing(boxes, reference.shape)
         if each.labelled_slices:
             box = (_labelled_slices(reference, each.values) or box[0], *box[1:])
         ignored = None if ignore is None else reference[box] == ignore
         masks = _mask(prediction[box], each.values, ignored), _mask(reference[box], each.values, ignored)
         tolerance = tolerance_mm if each.tolerance_mm is None else each.tolerance_mm
-        scores[each.name] = _score(masks, ignored, num_voxels, spacing_mm, tolerance, lesions)
+        by_lesion: dict[str, Any] = {}
+        if rule is not None:
+            pairs = [(_mask(prediction[box], of, ignored), _mask(reference[box], of, ignored)) for of in tissues]
+            by_lesion = _lesion_fields(masks, rule, spacing_mm, pairs, math.hypot(*reference.shape))
+        scores[each.name] = _score(masks, ignored, num_voxels, spacing_mm, tolerance, by_lesion)
     return scores
 
 
@@ -279,7 +292,7 @@ def _score(
     num_voxels: int,
     spacing_mm: Spacing,
     tolerance_mm: float,
-    lesions: LesionRule | None,
+    by_lesion: Mapping[str, Any],
 ) -> ClassMetrics:
     n_pred, n_ref = (int(np.count_nonzero(mask)) for mask in masks)
     tp = int(np.count_nonzero(masks[0] & masks[1]))
@@ -299,12 +312,18 @@ def _score(
         volume_reference_ml=n_ref * voxel_ml,
         hausdorff95_mm=hausdorff95_mm,
         surface_dice=surface_dice,
-        **({} if lesions is None else _lesion_fields(masks, lesions, spacing_mm)),
+        **by_lesion,
     )
 
 
-def _lesion_fields(masks: tuple[BoolArray, BoolArray], rule: LesionRule, spacing_mm: Spacing) -> dict[str, Any]:
-    scores = score_lesions(*masks, rule, spacing_mm)
+def _lesion_fields(
+    masks: tuple[BoolArray, BoolArray],
+    rule: LesionRule,
+    spacing_mm: Spacing,
+    tissues: Sequence[tuple[BoolArray, BoolArray]],
+    diagonal: float,
+) -> dict[str, Any]:
+    scores = score_lesions(*masks, rule, spacing_mm, tissues=tissues, diagonal=diagonal)
     return {
         "lesions_found": scores.found,
         "lesions_missed": scores.missed,

@@ -12,6 +12,7 @@ from autoseg.compute.executor import run_jobs, workers_worth_starting
 from autoseg.data.dataset import Case, DatasetDescription, LabelCoding
 from autoseg.data.labels import read_file_labels
 from autoseg.evaluation.lesions import LesionRule
+from autoseg.evaluation.measures import measure_classes
 from autoseg.evaluation.metrics import (
     DEFAULT_TOLERANCE_MM,
     ClassMetrics,
@@ -69,8 +70,9 @@ def score_case(
     issues = grid_issues(pair.prediction, prediction.geometry, pair.reference, reference.geometry)
     if issues:
         raise AutosegError(*issues, headline=f"case {pair.case_id} cannot be scored")
+    predicted = align_label_map(prediction, reference.geometry)
     metrics = compare(
-        align_label_map(prediction, reference.geometry),
+        predicted,
         reference.array,
         classes=classes,
         ignore=ignore,
@@ -85,6 +87,13 @@ def score_case(
         },
         prediction_file=str(pair.prediction),
         reference_file=str(pair.reference),
+        measures=measure_classes(
+            predicted,
+            reference.array,
+            [each for each in classes if each.name not in unscored],
+            reference.geometry.spacing_mm,
+            ignore,
+        ),
     )
 
 

@@ -146,10 +146,21 @@ def _distance_within(distances: FloatArray, areas: FloatArray) -> float:
 def border_distance(prediction: BoolArray, reference: BoolArray, spacing_mm: Spacing) -> float | None:
     """95 % Hausdorff distance in mm of two masks (Z, Y, X) as medpy and panoptica measure it; none where one is empty.
 
-    Between centres of voxels with a face outside of the mask (or of the array), the 95th percentile of the distances of both ways together.
+    The 95th percentile of the distances of both ways together (`border_distances`).
     """
-    borders = [mask & ~ndimage.binary_erosion(mask) for mask in (prediction, reference)]
-    if not all(border.any() for border in borders):
+    ways = border_distances(prediction, reference, spacing_mm)
+    return None if ways is None else float(np.percentile(np.concatenate(ways), 100 * SHARE))
+
+
+def border_distances(
+    prediction: BoolArray, reference: BoolArray, spacing_mm: Spacing, *, corners: bool = False
+) -> tuple[FloatArray, FloatArray] | None:
+    """Distances in mm from each border voxel of a mask (Z, Y, X) to the nearest of the other, both ways; none where one is empty.
+
+    Between centres of voxels with a face, or with ``corners`` a face, edge or corner, outside of the mask or of the array.
+    """
+    neighbours = ndimage.generate_binary_structure(3, 3 if corners else 1)
+    first, second = (mask & ~ndimage.binary_erosion(mask, neighbours) for mask in (prediction, reference))
+    if not (first.any() and second.any()):
         return None
-    ways = [_distances(borders[i], borders[1 - i], spacing_mm) for i in (0, 1)]
-    return float(np.percentile(np.concatenate(ways), 100 * SHARE))
+    return _distances(first, second, spacing_mm), _distances(second, first, spacing_mm)

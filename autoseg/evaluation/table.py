@@ -92,6 +92,8 @@ class CaseResult(Document):
     reference_file: str
     patient: str | None = None
     """Cases of one patient count as one in intervals; none: the case stands alone."""
+    measures: dict[str, dict[str, float | None]] = Field(default_factory=dict)
+    """Measures that a challenge takes besides (`measures.MEASURES`), by `EvaluatedClass.key`."""
 
     @property
     def unit(self) -> str:

@@ -24,7 +24,7 @@ from datasets_spec import Challenge, Scoring
 
 def challenge_for(name: str, dataset: DatasetDescription) -> tuple[Challenge, Scoring]:
     """The challenge to select by. Raises `AutosegError` where it is not known, or its classes are not those of the dataset."""
-    challenge = find_challenge(name)
+    challenge = find_challenge(name, [case.case_id for case in dataset.training])
     assert challenge.scoring is not None
     values = {value for each in scored_classes(challenge.scoring) for value in each.values}
     missing = sorted(values - {*dataset.file_values})

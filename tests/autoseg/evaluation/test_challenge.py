@@ -15,21 +15,24 @@ from autoseg.evaluation.challenge import (
     ChallengeScores,
     challenge_scores,
     find_challenge,
+    format_challenge,
     lesion_rule,
     rank_teams,
-    read_resources,
-    resource_areas,
     scored_classes,
     tolerance_of,
 )
+from autoseg.evaluation.measures import measure_classes
 from autoseg.evaluation.metrics import compare
+from autoseg.evaluation.resources import read_resources, resource_areas
 from autoseg.evaluation.table import CaseResult, Summary, summarize
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import write_label_map
 from autoseg.issues import AutosegError
 from datasets_spec import Challenge, Scoring, load_challenges
 
-SCORED = [each for each in load_challenges() if each.scoring is not None and each.scoring.metrics]
+SCORED = [each for each in load_challenges() if each.page and not each.name.startswith("totalsegmentator")]
+CASES = {"msd": ["spleen_3"]}
+"""Names of cases, where a challenge scores its parts apart."""
 OWN = """
 name = "own"
 title = "Own"
@@ -41,16 +44,13 @@ lesion = [1]
 
 
 @pytest.mark.parametrize("challenge", SCORED, ids=lambda challenge: challenge.name)
-def test_every_recorded_metric_can_be_computed(challenge: Challenge) -> None:
-    found = find_challenge(challenge.name)
+def test_metrics_of_every_challenge_are_recorded_and_can_be_computed(challenge: Challenge) -> None:
+    found = find_challenge(challenge.name, CASES.get(challenge.name, ()))
 
-    assert found == challenge
-    got = scores(found, [(np.zeros((2, 3, 4), np.uint8), np.zeros((2, 3, 4), np.uint8))]) if scored(found) else None
-    assert got is None or len(got.metrics) == len(found.scoring.metrics)  # type: ignore[union-attr]
-
-
-def scored(challenge: Challenge) -> bool:
-    return bool(challenge.scoring and challenge.scoring.classes)
+    assert found.scoring is not None
+    assert found.name == challenge.name
+    got = scores(found, [(np.zeros((2, 3, 4), np.uint8),) * 2]) if found.scoring.classes else None
+    assert got is None or len(got.metrics) == len(found.scoring.metrics)
 
 
 def scores(
@@ -74,7 +74,12 @@ def summary_of(challenge: Challenge, pairs: list[tuple[np.ndarray, np.ndarray]],
             lesions=rule,
         )
         metrics = {each.key: found[each.name] for each in classes}
-        cases.append(CaseResult(case_id=f"case_{number}", metrics=metrics, prediction_file="p", reference_file="r"))
+        measures = measure_classes(prediction, reference, classes, (spacing_mm,) * 3)
+        cases.append(
+            CaseResult(
+                case_id=f"case_{number}", metrics=metrics, measures=measures, prediction_file="p", reference_file="r"
+            )
+        )
     return summarize(cases, classes, lesions=rule)
 
 
@@ -183,6 +188,148 @@ def test_challenge_without_metrics_is_refused(name: str, code: str) -> None:
     with pytest.raises(AutosegError) as caught:
         find_challenge(name)
     assert caught.value.codes == (code,)
+
+
+def test_parts_of_the_decathlon_have_tolerances_of_their_own() -> None:
+    """A line that ends two voxels of 1 mm too early: within 7 mm for the liver, not within 1 mm for the hippocampus."""
+    got = {}
+    for cases in (["liver_1", "liver_9", "notes"], ["hippocampus_017"]):
+        found = find_challenge("msd", cases)
+        table = scores(found, [(line(1, 1, 1, 0, 0), line(1, 1, 1, 1, 1))])
+        got[found.title] = next(iter(table.per_case["case_0"].values()))["surface_dice"]
+
+    first, second = got
+    assert first.endswith("Task03_Liver")
+    assert second.endswith("Task04_Hippocampus")
+    assert got[first] == 1.0
+    assert got[second] < 1.0  # type: ignore[operator]
+    with pytest.raises(AutosegError, match=r"BRATS_.number. or la_.number.") as caught:
+        find_challenge("msd", ["case_1"])
+    assert caught.value.codes == ("challenge.no_part",)
+
+
+def test_hecktor_has_one_dice_for_all_cases() -> None:
+    """A large and a small case: 2 (6 + 0) / (8 + 7 + 1 + 0), not the mean of 0.8 and 0."""
+    first = np.zeros((2, 2, 4), np.uint8)
+    first[:, :, :2] = 1
+    second = first.copy()
+    second[0, 0, :2] = 0  # 6 of 8 voxels
+    second[0, 0, 3] = 1
+    small = np.zeros((2, 2, 4), np.uint8)
+    small[0, 0, 0] = 1
+    got = scores(find_challenge("hecktor22"), [(second, first), (small * 0, small)])
+
+    assert got.per_class["primary tumour"]["aggregated_dice"].mean == pytest.approx(12 / 16)
+    assert got.per_class["lymph nodes"]["aggregated_dice"].mean is None
+    assert got.overall["aggregated_dice"].mean == pytest.approx(12 / 16)
+    assert got.per_case["case_0"]["primary tumour"] == {}
+    assert find_challenge("hecktor22").scoring.metrics[0].parameters == {"by_volume": True}  # type: ignore[union-attr]
+
+
+def test_dice_of_all_cases_weighs_voxels_or_volumes() -> None:
+    """LiTS counts voxels, HECKTOR volumes: the second case has voxels of 8 mm³."""
+    lits, hecktor = find_challenge("lits"), find_challenge("hecktor22")
+    pair = (line(2, 2, 0), line(2, 2, 2)), (line(0, 2, 0), line(2, 0, 0))
+    for challenge, wanted in ((lits, 4 / 7), (hecktor, 4 / (5 + 2 * 8))):
+        assert challenge.scoring is not None
+        cases = [
+            case.model_copy(update={"case_id": f"case_{i}"})
+            for i, spacing_mm in enumerate((1.0, 2.0))
+            for case in summary_of(challenge, [pair[i]], spacing_mm).metric_per_case
+        ]
+        got = challenge_scores(summarize(cases, scored_classes(challenge.scoring)), challenge)
+        of_class = got.per_class["tumour" if challenge is lits else "lymph nodes"]
+        assert of_class["aggregated_dice"].mean == pytest.approx(wanted)
+
+
+def test_crossmoda_gives_a_missing_structure_350_mm() -> None:
+    got = scores(find_challenge("crossmoda22"), [(line(1, 1, 0, 0), line(0, 1, 1, 2))], 0.5).per_case["case_0"]
+
+    assert got["schwannoma"] == {"dice": 0.5, "assd_mm": 0.25}  # each way one voxel in place and one 0.5 mm away
+    assert got["cochlea"] == {"dice": 0.0, "assd_mm": 350.0}
+
+
+def test_toothfairy_measures_in_voxels_and_gives_a_missing_tooth_the_diagonal() -> None:
+    prediction, reference = np.zeros((3, 4, 12), np.uint8), np.zeros((3, 4, 12), np.uint8)
+    prediction[0, 0, 0], reference[0, 0, 5], reference[1, 1, 1] = 11, 11, 12
+    got = scores(find_challenge("toothfairy2"), [(prediction, reference)], 0.3).per_case["case_0"]
+
+    assert got["upper right central incisor"] == {"dice": 0.0, "border_hausdorff95_voxels": 5.0}
+    assert got["upper right lateral incisor"] == {"dice": 0.0, "border_hausdorff95_voxels": 13.0}
+    assert got["crown"] == {"dice": 1.0, "border_hausdorff95_voxels": 0.0}
+    assert len(got) == 42
+
+
+def test_topcow_averages_each_case_and_counts_detections_over_cases() -> None:
+    """The first case has two vessels, the second one; a vessel that neither label map has is no part of a mean."""
+    topcow = find_challenge("topcow24")
+    pairs = [(line(1, 1, 0, 8, 0, 0), line(1, 1, 0, 8, 8, 8)), (line(0, 0, 1, 0, 1, 0), line(0, 0, 1, 1, 1, 0))]
+    got = scores(topcow, pairs)
+
+    assert [got.per_case[case]["BA"]["dice"] for case in got.per_case] == [1.0, pytest.approx(0.8)]
+    assert got.overall["dice"].mean == pytest.approx(((1 + 0.5) / 2 + 0.8) / 2)
+    assert [got.per_case[case]["BA"]["absolute_lesion_count_error"] for case in got.per_case] == [0.0, 1.0]
+    assert got.per_case["case_1"]["R-Pcom"]["dice"] is None
+    assert got.per_class["R-Pcom"]["detection_f1"].mean == 1.0  # an IoU of 1/3
+    assert got.per_class["Acom"]["detection_f1"].mean == 0.0
+    assert got.overall["detection_f1"].mean == 0.25
+    missed = scores(topcow, [(line(8, 0, 0, 0, 0), line(8, 8, 8, 8, 8)), (line(8), line(0))])
+    assert missed.per_class["R-Pcom"]["detection_f1"].mean == 0.0  # an IoU of 1/5, and one invented
+    assert missed.per_case["case_1"]["R-Pcom"]["contour_hausdorff95_mm"] == 90.0
+    assert "topology" in format_challenge(got, topcow)
+
+
+def test_centreline_dice_is_of_the_merged_vessels() -> None:
+    """A thick tube and its thin middle: both skeletons lie in both."""
+    prediction, reference = np.zeros((7, 7, 20), np.uint8), np.zeros((7, 7, 20), np.uint8)
+    prediction[2:5, 2:5, 2:18], reference[3, 3, 2:10], reference[3, 3, 10:18] = 4, 4, 5
+    topcow = find_challenge("topcow24")
+
+    assert scores(topcow, [(prediction, reference)]).per_case["case_0"]["merged"]["centreline_dice"] > 0.9
+    assert scores(topcow, [(prediction * 0, reference)]).per_case["case_0"]["merged"]["centreline_dice"] == 0.0
+    shorter = reference.copy()
+    shorter[:, :, 10:] = 0  # all of its skeleton inside, half of the other
+    got = scores(topcow, [(shorter, reference)]).per_case["case_0"]["merged"]
+    assert got["centreline_dice"] == pytest.approx(2 * 0.5 / 1.5, abs=0.03)
+
+
+def test_brats_2024_joins_lesions_by_another_tissue() -> None:
+    """Two enhancing lesions that are 14 voxels apart touch one necrosis between them, so they are one; resection cavities are not joined by oedema."""
+    reference = np.zeros((6, 8, 40), np.uint8)
+    reference[:3, :3, 2:8], reference[:3, :3, 8:22], reference[:3, :3, 22:28] = 3, 1, 3
+    prediction = reference.copy()
+    prediction[:, :, 22:28] = 0  # half of the joined lesion
+    got = scores(find_challenge("brats2024-gli"), [(prediction, reference)]).per_case["case_0"]
+    assert got["enhancing tumour"]["lesion_dice"] == pytest.approx(2 / 3)
+
+    reference[reference == 1] = 2  # oedema joins nothing
+    apart = scores(find_challenge("brats2024-gli"), [(prediction, reference)]).per_case["case_0"]
+    assert apart["enhancing tumour"]["lesion_dice"] == 0.5
+    assert apart["enhancing tumour"]["lesion_hausdorff95_mm"] == 337 / 2
+
+
+def test_small_predicted_lesions_are_removed_in_brats_2024() -> None:
+    """10 voxels of enhancing tumour are none, 11 are an invented lesion."""
+    reference = np.zeros((4, 8, 40), np.uint8)
+    reference[:3, :3, :3] = 3
+    for voxels, dice in ((10, 1.0), (11, 0.5)):
+        prediction = reference.copy()
+        prediction[0, 7, 20 : 20 + voxels] = 3
+        got = scores(find_challenge("brats2024-gli"), [(prediction, reference)]).per_case["case_0"]
+        assert got["enhancing tumour"]["lesion_dice"] == dice
+
+
+def test_meningiomas_before_radiotherapy_have_no_penalty_for_invented_lesions() -> None:
+    reference, prediction = np.zeros((3, 4, 12), np.uint8), np.zeros((3, 4, 12), np.uint8)
+    prediction[:, :, :5] = 1
+    men_rt = find_challenge("brats2024-men-rt")
+
+    assert scores(men_rt, [(prediction, reference)]).per_case["case_0"]["gross tumour volume"] == {
+        "lesion_dice": 1.0,
+        "lesion_hausdorff95_mm": 0.0,
+    }
+    missed = scores(men_rt, [(reference, prediction)]).per_case["case_0"]["gross tumour volume"]
+    assert missed == {"lesion_dice": 0.0, "lesion_hausdorff95_mm": 13.0}  # the diagonal, in voxels
 
 
 # --- ranks ---
