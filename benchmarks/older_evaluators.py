@@ -125,8 +125,9 @@ def crossmoda(folder: Path) -> dict[str, Any]:
         for each, value in CROSSMODA.items():
             masks = prediction == value, reference == value
             if masks[0].any() and masks[1].any():
-                assd = binary.assd(*masks, voxelspacing=images[1].GetSpacing()[::-1])
-                found[name][each] = {"dice": float(binary.dc(*masks)), "assd_mm": float(assd)}
+                spacing = images[1].GetSpacing()[::-1]
+                ways = [binary.asd(*of, voxelspacing=spacing) for of in (masks, masks[::-1])]  # assd until medpy 0.4
+                found[name][each] = {"dice": float(binary.dc(*masks)), "assd_mm": float(np.mean(ways))}
     return found
 
 

@@ -29,6 +29,7 @@ from autoseg.delivery.submitted_cases import (
     expected_files,
     known_name,
     part_of,
+    value_issues,
     value_map,
     written_names,
 )
@@ -128,7 +129,8 @@ def pack_submission(
             _place(inside, out, challenge)
     except OSError as error:
         raise write_error(out, error) from error
-    notes = (*checked.issues, *notes_of(challenge), *_better_names(challenge, predicted[0].dataset))
+    doubts = [issue for issue in planned.issues if issue.severity == "warning"]
+    notes = (*doubts, *checked.issues, *notes_of(challenge), *_better_names(challenge, predicted[0].dataset))
     return Submission(path=out, line=line_of(checked, rules), issues=notes)
 
 
@@ -223,6 +225,9 @@ def _plan_part(
     planned.expected[name] = []
     found, strays = _predictions(predicted, {each.case_id for each in images})
     planned.issues.extend(strays)
+    planned.issues.extend(
+        each for each in value_issues(challenge, part, predicted.dataset) if each.severity == "warning"
+    )
     mapping, classes = value_map(predicted.dataset, part), class_values(predicted.dataset, part)
     names = written_names(predicted.dataset, part) if part.names_in_header else {}
     for image in images:

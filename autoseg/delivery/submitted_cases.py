@@ -166,18 +166,8 @@ def value_map(dataset: DatasetDescription, part: Part) -> dict[int, int]:
     Where all classes of the dataset have names of the challenge, a value becomes the one that belongs to the same classes;
     regions tell values apart in this way, too. What the part's ``remap`` says of the value that this gives comes after.
     """
-    target = {bare_name(name): values for name, values in named_values(part).items()}
-    own = {bare_name(label.name): label.values for label in dataset.labels.classes}
-    meaning = {
-        frozenset(name for name, values in target.items() if value in values): value
-        for value in (0, *sorted({value for values in target.values() for value in values}, reverse=True))
-    }
-    classes = [
-        frozenset(name for name, values in own.items() if internal in values)
-        for internal in range(len(dataset.file_values))
-        if internal != dataset.labels.ignore
-    ]
-    by_name = own.keys() <= target.keys() and all(each in meaning for each in classes)
+    meaning, classes = _meanings(part), _classes_by_value(dataset)
+    by_name = names_fit(dataset, part)
     remap = {} if by_name and part.classes else part.remap
     written = {}
     for internal, each in enumerate(classes):
@@ -185,6 +175,58 @@ def value_map(dataset: DatasetDescription, part: Part) -> dict[int, int]:
         written[dataset.file_values[internal]] = remap.get(value, value)
     written |= {value: new for value, new in remap.items() if value not in written}
     return {value: new for value, new in written.items() if new != value}
+
+
+def _meanings(part: Part) -> dict[frozenset[str], int]:
+    """Classes that a value of the challenge belongs to, by their plain names -> the value."""
+    target = {bare_name(name): values for name, values in named_values(part).items()}
+    return {
+        frozenset(name for name, values in target.items() if value in values): value
+        for value in (0, *sorted({value for values in target.values() for value in values}, reverse=True))
+    }
+
+
+def _classes_by_value(dataset: DatasetDescription) -> list[frozenset[str]]:
+    """Plain names of the classes that each internal value of the dataset belongs to, without the ignore label."""
+    own = {bare_name(label.name): label.values for label in dataset.labels.classes}
+    return [
+        frozenset(name for name, values in own.items() if internal in values)
+        for internal in range(len(dataset.file_values))
+        if internal != dataset.labels.ignore
+    ]
+
+
+def names_fit(dataset: DatasetDescription, part: Part) -> bool:
+    """Whether all classes of the dataset have names of the challenge, and belong together as there."""
+    meaning = _meanings(part)
+    target = {bare_name(name) for name in named_values(part)}
+    own = {bare_name(label.name) for label in dataset.labels.classes}
+    return own <= target and all(each in meaning for each in _classes_by_value(dataset))
+
+
+def value_issues(challenge: Challenge, part: Part, dataset: DatasetDescription) -> list[Issue]:
+    """Why predictions of a model of ``dataset`` cannot have the challenge's values (errors), or may not mean the same (a warning).
+
+    Known before anything is predicted: values that the challenge does not have, and classes of another public dataset.
+    """
+    own = ", ".join(label.name for label in dataset.labels.classes)
+    where, fix = dataset.root, "give a run of the challenge's dataset, or another challenge (autoseg submit --list)"
+    if not dataset.classes_with_masks and "{class}" not in part.file and part.values is not None:
+        mapping = value_map(dataset, part)
+        values = [value for i, value in enumerate(dataset.file_values) if i != dataset.labels.ignore]
+        if foreign := sorted({mapping.get(value, value) for value in values} - {*part.values}):
+            message = f"its classes ({own}) give the values {shorten([*map(str, foreign)])}, but {challenge.title} has "
+            message += ", ".join(map(str, part.values))
+            return [_issue(where, code="submission.other_values", message=message, fix=fix)]
+    theirs = named_values(part)
+    if not theirs or known_name(dataset) in part.datasets or names_fit(dataset, part):
+        return []
+    message = f"its classes ({own}) are not those of {challenge.title} ({', '.join(theirs)})"
+    if dataset.known is not None:
+        return [_issue(where, code="submission.other_classes", message=f"{message}: it is {dataset.known}", fix=fix)]
+    fix = "make sure that equal values mean the same, or name the classes as the challenge does"
+    message += ", so its values are written as they are"
+    return [Issue(code="submission.class_names", severity="warning", where=where, message=message, fix=fix)]
 
 
 def class_values(dataset: DatasetDescription, part: Part) -> dict[str, tuple[int, ...]]:

@@ -165,7 +165,8 @@ def scored_classes(scoring: Scoring) -> tuple[EvaluatedClass, ...]:
 
 def tolerance_of(scoring: Scoring) -> float | None:
     """Tolerance of the surface Dice of all classes, if there is one."""
-    found = [metric.parameters["tolerance_mm"] for metric in scoring.metrics if "tolerance_mm" in metric.parameters]
+    given: list[dict[str, Any]] = [{**metric.parameters} for metric in scoring.metrics]
+    found = [parameters["tolerance_mm"] for parameters in given if "tolerance_mm" in parameters]
     return float(found[0]) if found else None
 
 
@@ -289,7 +290,7 @@ def _titles(metrics: Sequence[Metric]) -> dict[str, Metric]:
 
 def _value(case: CaseResult, each: EvaluatedClass, metric: Metric) -> float | None:
     """By the challenge's conventions."""
-    parameters = metric.parameters | metric.of_class.get(each.name, {})
+    parameters: dict[str, Any] = {**metric.parameters, **metric.of_class.get(each.name, {})}
     scores = case.metrics[each.key]
     value: float | None
     if metric.name in MEASURES:

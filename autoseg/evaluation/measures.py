@@ -16,13 +16,13 @@ Measure = Callable[[BoolArray, BoolArray, Spacing, float], float | None]
 
 
 def _assd_mm(prediction: BoolArray, reference: BoolArray, spacing_mm: Spacing, _: float) -> float | None:
-    """Mean symmetric surface distance as medpy's ``assd``: the mean of the means of both ways between border voxels."""
+    """Mean symmetric surface distance as medpy's ``assd`` until 0.4: the mean of the means of both ways between border voxels."""
     ways = border_distances(prediction, reference, spacing_mm)
     return None if ways is None else float(np.mean([way.mean() for way in ways]))
 
 
 def _pooled_assd_mm(prediction: BoolArray, reference: BoolArray, spacing_mm: Spacing, _: float) -> float | None:
-    """The mean over the border voxels of both masks together."""
+    """The mean over the border voxels of both masks together, as medpy's ``assd`` from 0.5 on."""
     ways = border_distances(prediction, reference, spacing_mm)
     return None if ways is None else float(np.concatenate(ways).mean())
 

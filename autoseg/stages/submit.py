@@ -12,7 +12,14 @@ from autoseg.data.discovery.declarations import declared_by_layout
 from autoseg.data.discovery.inputs import InputCase, Inputs
 from autoseg.delivery.package_check import ExpectedFile, Rules, check_package, opened_package
 from autoseg.delivery.submission import Submission, line_of, notes_of, pack_submission, require_given
-from autoseg.delivery.submitted_cases import Predicted, SubmittedImage, chosen_images, expected_files, part_of
+from autoseg.delivery.submitted_cases import (
+    Predicted,
+    SubmittedImage,
+    chosen_images,
+    expected_files,
+    part_of,
+    value_issues,
+)
 from autoseg.imaging.readers import image_ending, image_stem
 from autoseg.inference.predict import find_input_cases
 from autoseg.issues import AutosegError, Issue
@@ -79,7 +86,10 @@ def _predicted(
     own = run.predictions if images is None else run.submissions / challenge.name
     found = Predicted(dataset=dataset, images=tests, folder=predictions or own, are_chosen=images is not None)
     if predictions is None:
-        wanted = {each.case_id for each in chosen_images(challenge.parts[part_of(challenge, found)], found)}
+        part = challenge.parts[part_of(challenge, found)]
+        if errors := [each for each in value_issues(challenge, part, dataset) if each.severity == "error"]:
+            raise AutosegError(*errors, headline=f"{run.root} cannot be submitted to {challenge.title}:")
+        wanted = {each.case_id for each in chosen_images(part, found)}
         done = {_stem(path) for path in own.iterdir() if _is_prediction(path, dataset)} if own.is_dir() else set()
         if images is not None:  # those that are up to date are passed over
             predict(run.root, Inputs(cases=tuple(case for case in cases if case.case_id in wanted)), own)

@@ -103,6 +103,20 @@ FOLDERS = {
         (1, 2),
         tuple(range(15)),
     ),
+    "flare24-task1": Tiny(
+        ("Train-Labeled/KiTS23-488/case_{n:05}_0000.nii.gz",),
+        "Train-Labeled/labelsTr/case_{n:05}.nii.gz",
+        ("Validation-Hidden/FLARE24Val_{n:04}_0000.nii.gz",),
+        (1, 2),
+        (0, 1),
+    ),
+    "flare24-task3": Tiny(
+        ("train_CT_gt_label/imagesTr/FLARE22_Tr_{n:04}_0000.nii.gz",),
+        "train_CT_gt_label/labelsTr/FLARE22_Tr_{n:04}.nii.gz",
+        ("validation/MRI_imagesVal/amos_{n:04}_0000.nii.gz",),
+        (7296, 7297),
+        tuple(range(14)),
+    ),
     "crossmoda22": Tiny(
         ("training_source/crossmoda2022_etz_{n}_ceT1.nii.gz",),
         "training_source/crossmoda2022_etz_{n}_Label.nii.gz",

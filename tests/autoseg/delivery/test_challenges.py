@@ -15,7 +15,7 @@ from challenge_folders import FOLDERS, SIDE, Tiny, make_challenger, rewrite, wri
 
 from autoseg import api
 from autoseg.data.discovery import discover_dataset
-from autoseg.delivery.submitted_cases import value_map
+from autoseg.delivery.submitted_cases import value_issues, value_map
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import read_header, read_label_map, write_label_map
 from autoseg.inference.predict import find_input_cases
@@ -35,7 +35,9 @@ PACKED = {
     "btcv": ("label0061.nii.gz", "20 of 20 cases, names labelNNNN.nii.gz, values 0-13"),
     "flare23": ("FLARE23Ts_0001.nii.gz", "2 of 100 cases, names FLARE23Ts_NNNN.nii.gz, values 0-14"),
     "crossmoda22": ("crossmoda2022_etz_200_Label.nii.gz", "2 of 2 cases"),
-    "hecktor22": ("submission/MDA-003.nii.gz", "2 of 2 cases"),
+    "flare24-task1": ("FLARE24Val_0001.nii.gz", "2 of 2 cases, names CASE.nii.gz, values 0 1"),
+    "flare24-task3": ("amos_7296.nii.gz", "2 of 2 cases, names CASE.nii.gz, values 0-13"),
+    "hecktor22": ("MDA-003.nii.gz", "2 of 2 cases"),
     "topcow24": ("topcow_mr_126.mha", "2 of 2 cases, names topcow_MODALITY_NNN.mha, values 0 1 12 15"),
     "brats2021": ("BraTS2021_00001.nii.gz", "1 of 219 cases, names BraTS2021_NNNNN.nii.gz, values 0 1 2 4"),
     "brats2023-gli": ("BraTS-GLI-00001-000.nii.gz", "1 of 219 cases, names BraTS-GLI-NNNNN-NNN.nii.gz, values 0 1 2 3"),
@@ -109,7 +111,7 @@ FAULTS = [
     ("segthor", spread, [("unknown_values", "Patient_41.nii")]),
     ("btcv", cut, [("grid_mismatch", "label0061.nii.gz")]),
     ("crossmoda22", spread, [("unknown_values", "crossmoda2022_etz_200_Label.nii.gz")]),
-    ("hecktor22", shift, [("grid_mismatch", "submission/MDA-003.nii.gz")]),
+    ("hecktor22", shift, [("grid_mismatch", "MDA-003.nii.gz")]),
     ("topcow24", spread, [("unknown_values", "topcow_mr_126.mha")]),
     ("promise12", cut, [("grid_mismatch", "Case00.mhd")]),
 ]
@@ -435,3 +437,55 @@ def test_what_is_no_archive_is_named(content, code, tmp_path):
     if content is not None:
         path.write_bytes(content)
     assert refused(api.check_submission, path, kind="kits19") == [(code, str(path))]
+
+
+# --- classes of other datasets, before anything is predicted ---
+
+
+def described_as(classes, known=None):
+    """A dataset of classes with the values 1, 2, ..."""
+    names = tuple(LabelClass(name=name, values=(i,)) for i, name in enumerate(classes, 1))
+    dataset = described(Labels(classes=names), tuple(range(len(classes) + 1)))
+    return dataset.model_copy(update={"known": known})
+
+
+@pytest.mark.parametrize(
+    ("kind", "classes", "known", "codes"),
+    [
+        ("kits23", ("kidney", "tumour", "cyst"), "KiTS23", []),
+        ("lits", ("Tumour", "Liver"), None, []),  # found by name, ignoring case
+        ("kits23", ("anterior", "posterior"), None, ["submission.class_names"]),
+        (
+            "kits23",
+            ("anterior", "posterior"),
+            "Medical Segmentation Decathlon, Task04 Hippocampus",
+            ["submission.other_classes"],
+        ),
+        ("kits23", ("a", "b", "c", "d"), None, ["submission.other_values"]),
+        ("promise12", ("prostate",), "another one", []),
+        ("promise12", ("PZ", "TZ"), "Medical Segmentation Decathlon, Task05 Prostate", ["submission.other_values"]),
+        ("folder", ("a", "b", "c"), None, []),
+        ("chaos", ("liver", "right kidney", "left kidney", "spleen"), None, []),
+        ("chaos", ("liver", "right kidney", "left kidney", "spleen", "stomach"), None, ["submission.other_values"]),
+    ],
+)
+def test_classes_that_cannot_be_those_of_the_challenge_are_known_before(kind, classes, known, codes):
+    challenge = load_challenge(kind)
+    found = value_issues(challenge, challenge.parts["cases"], described_as(classes, known))
+    assert [issue.code for issue in found] == codes
+    assert [issue.severity for issue in found] == [
+        "warning" if code.endswith("class_names") else "error" for code in codes
+    ]
+
+
+def test_images_of_another_challenge_are_refused_before_they_are_predicted(tmp_path, real_data):
+    """The run has no model at all: anything that is predicted would fail."""
+    made = make_challenger(tmp_path, "segthor", real_data)
+    images = write_tiny(
+        tmp_path / "kits",
+        Tiny(("case_{n:05}.nii.gz",), "labels/{n}.nii.gz", ("images/case_{n:05}.nii.gz",), (1, 2), (0, 1)),
+        real_data,
+    )
+    assert refused(api.submit, made.run, kind="kits23", images=images / "images") == [
+        ("other_values", str(made.folder))
+    ]

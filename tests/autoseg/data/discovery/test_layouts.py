@@ -437,6 +437,14 @@ KNOWN = {
     ),
     "promise12": (["Case00.mhd", "Case01.mhd"], ["Case00_segmentation.mhd", "Case01_segmentation.mhd"]),
     "flare22": (["images/FLARE22_Tr_0001_0000.nii.gz"], ["labels/FLARE22_Tr_0001.nii.gz"]),
+    "flare24_task1": (
+        ["Train-Labeled/KiTS23-488/case_1_0000.nii.gz", "Validation-Hidden/FLARE24Val_0001_0000.nii.gz"],
+        ["Train-Labeled/labelsTr/case_1.nii.gz"],
+    ),
+    "flare24_task3": (
+        ["train_CT_gt_label/imagesTr/FLARE22_Tr_0001_0000.nii.gz", "validation/MRI_imagesVal/amos_7296_0000.nii.gz"],
+        ["train_CT_gt_label/labelsTr/FLARE22_Tr_0001.nii.gz"],
+    ),
     "totalsegmentator": (
         ["s0000/ct.nii.gz", "s0004/ct.nii.gz"],
         ["s0000/segmentations/liver.nii.gz", "s0004/segmentations/spleen.nii.gz"],
