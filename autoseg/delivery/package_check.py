@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import lzma
 import tarfile
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,10 +27,13 @@ from datasets_spec import Challenge, Grid, Package
 
 PLAIN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Compressions of zip members that servers open."""
+DAMAGED = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
+"""What archives raise whose bytes were changed or lost."""
 SECOND_FILES = (".raw", ".zraw")
 """Endings of the voxels of a MetaImage header."""
 AFFINE = 1e-3
 """Largest difference, in mm, from an affine that is the same for all cases; files store single precision."""
+BLOCK = 1 << 20
 COMPRESSED = b"compresseddata = true"
 HEADER_BYTES = 4096
 
@@ -101,12 +107,14 @@ def _unpack(path: Path, folder: Path) -> None:
         if tarfile.is_tarfile(path):
             with tarfile.open(path) as archive:
                 archive.extractall(folder, filter="data")
+                while archive.fileobj is not None and archive.fileobj.read(BLOCK):
+                    pass  # the sum of what is compressed stands at its end
         else:
             with zipfile.ZipFile(path) as archive:
                 if issues := _unfit_members(path, archive):
                     raise AutosegError(*issues, headline=f"{path} cannot be submitted:")
                 archive.extractall(folder)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError, RuntimeError) as error:
+    except (*DAMAGED, NotImplementedError, RuntimeError) as error:
         message, fix = f"cannot be opened as an archive ({error})", "pack it again as zip"
         raise AutosegError(_issue(path, code="submission.no_archive", message=message, fix=fix)) from error
 
@@ -308,7 +316,8 @@ def check_file(path: Path, file: ExpectedFile, challenge: Challenge, values: set
     unknown = sorted(own - {*file.allowed}) if file.allowed is not None else []
     if unknown:
         shown = ", ".join(map(str, unknown[:10])) + (" ..." if len(unknown) > 10 else "")
-        message = f"has the values {shown}, but the dataset's are {', '.join(map(str, file.allowed or ()))}"
+        whose = f"{challenge.title} has" if challenge.page else "the dataset's are"
+        message = f"has the values {shown}, but {whose} {', '.join(map(str, file.allowed or ()))}"
         issues.append(_issue(where, code="submission.unknown_values", message=message, fix=fix))
     grid = part.grid or package.grid
     differences = grid_faults(header.geometry, image, grid, is_slice="{slice" in part.file)

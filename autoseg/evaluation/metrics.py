@@ -235,15 +235,14 @@ def compare(
     for what in ([each.name for each in classes], [each.key for each in classes]):
         if len(set(what)) != len(what):
             raise ValueError(f"classes must have distinct names and values, found {what}")
-    rules = [each.lesions or lesions for each in classes]
-    others = [value for rule in rules if rule is not None for tissue in rule.joined_by for value in tissue.values]
-    highest = max([*others, *(value for each in classes for value in each.values)], default=1)
+    wanted = [values for each in classes for values in (each.values, *_tissues(each.lesions or lesions))]
+    highest = max((value for values in wanted for value in values), default=1)
     found = [ndimage.find_objects(array, max_label=highest) for array in (prediction, reference)]
     num_voxels = reference.size - (0 if ignore is None else int(np.count_nonzero(reference == ignore)))
     scores = {}
     for each in classes:
-        rule = lesions if each.lesions is None else each.lesions
-        tissues = () if rule is None else tuple(tissue.values for tissue in rule.joined_by)
+        rule = each.lesions or lesions
+        tissues = _tissues(rule)
         values = (value for of_one in (each.values, *tissues) for value in of_one)
         boxes = [box for value in values for of in found if (box := of[value - 1]) is not None]
         box = _enclosing(boxes, reference.shape)
@@ -252,12 +251,16 @@ def compare(
         ignored = None if ignore is None else reference[box] == ignore
         masks = _mask(prediction[box], each.values, ignored), _mask(reference[box], each.values, ignored)
         tolerance = tolerance_mm if each.tolerance_mm is None else each.tolerance_mm
-        by_lesion: dict[str, Any] = {}
-        if rule is not None:
-            pairs = [(_mask(prediction[box], of, ignored), _mask(reference[box], of, ignored)) for of in tissues]
-            by_lesion = _lesion_fields(masks, rule, spacing_mm, pairs, math.hypot(*reference.shape))
+        pairs = [(_mask(prediction[box], of, ignored), _mask(reference[box], of, ignored)) for of in tissues]
+        diagonal = math.hypot(*reference.shape)
+        by_lesion = {} if rule is None else _lesion_fields(masks, rule, spacing_mm, pairs, diagonal)
         scores[each.name] = _score(masks, ignored, num_voxels, spacing_mm, tolerance, by_lesion)
     return scores
+
+
+def _tissues(rule: LesionRule | None) -> tuple[tuple[int, ...], ...]:
+    """Values of the tissues that join lesions."""
+    return () if rule is None else tuple(tissue.values for tissue in rule.joined_by)
 
 
 def _labelled_slices(reference: IntArray, values: tuple[int, ...]) -> slice | None:

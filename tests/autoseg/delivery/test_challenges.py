@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -489,3 +490,18 @@ def test_images_of_another_challenge_are_refused_before_they_are_predicted(tmp_p
     assert refused(api.submit, made.run, kind="kits23", images=images / "images") == [
         ("other_values", str(made.folder))
     ]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tgz"])
+def test_a_byte_of_an_archive_that_changed_is_named(kind, tmp_path):
+    """Wherever the byte lies among the voxels: a broken stream, or one that does not match its sum."""
+    inside = tmp_path / "submission"
+    inside.mkdir()
+    (inside / "a.bin").write_bytes(np.random.default_rng(0).integers(0, 4, 4000, np.uint8).tobytes())
+    whole = Path(shutil.make_archive(str(tmp_path / "whole"), {"zip": "zip", "tgz": "gztar"}[kind], inside))
+    damaged = tmp_path / f"damaged{whole.suffix}"
+    for place in range(100, 500, 50):
+        content = bytearray(whole.read_bytes())
+        content[place] ^= 0xFF
+        damaged.write_bytes(content)
+        assert refused(api.check_submission, damaged, kind="kits19") == [("no_archive", str(damaged))]
