@@ -75,6 +75,15 @@ FAULTS: dict[int | str, dict[str, Any]] = {
         507: "The disk is full",
     }.items()
 }
+ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The file of the first format, where the job ended within wait; the job itself for json",
+        "content": {
+            name: {"schema": {"type": "string", "format": "binary"}} for name in sorted({*MEDIA_TYPES.values()})
+        },
+    },
+    202: {"description": "The job, which waits or runs"},
+}
 Wait = Annotated[
     float, Query(ge=0, le=LONGEST_WAIT_S, description="Seconds to wait for the end of the job; 0: answer at once.")
 ]
@@ -218,7 +227,7 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
         tags=["jobs"],
         status_code=202,
         response_model=JobStatus,
-        responses=faults(401, 408, 413, 415, 422, 503, 507),
+        responses={**ANSWER, **faults(401, 408, 413, 415, 422, 503, 507)},
         openapi_extra=BODY,
     )
     async def segment(
