@@ -21,6 +21,7 @@ from autoseg.pipeline import run_stages
 from autoseg.stages.begin import begin_run
 from autoseg.stages.trials import WARM_UP_STEPS, make_bench, settled_mean, time_steps
 from autoseg.storage.atomic import write_text
+from autoseg.training.preflight import kept_heap_for
 from planners import Precision, trial_training
 
 RESULTS = Path(__file__).resolve().parent / "results" / "precisions.md"
@@ -42,7 +43,9 @@ def rows(arguments: argparse.Namespace) -> Iterator[str]:
                     configuration, base_features=features, batch_size=arguments.batch_size, precision=precision
                 )
                 most = WARM_UP_STEPS + arguments.steps
-                seconds.append(settled_mean(time_steps(bench, configuration, training, longest_s=LONGEST_S, most=most)))
+                with kept_heap_for(configuration, training, run.device):
+                    durations = time_steps(bench, configuration, training, longest_s=LONGEST_S, most=most)
+                seconds.append(settled_mean(durations))
         texts = [", ".join(f"{value:.2f}" for value in seconds) for seconds in found.values()]
         ratio = sum(found["float32"]) / sum(found["bfloat16"])
         yield f"| {features} | {texts[0]} | {texts[1]} | {ratio:.2f} |"
@@ -63,8 +66,8 @@ def main() -> None:
     lines = [
         f"# Steps in bfloat16 and float32, {platform.machine()}, {arguments.threads} threads, torch {torch.__version__}, {date.today().isoformat()}",
         "",
-        f"`python benchmarks/precisions.py {arguments.dataset.name} --work DIR --rounds {arguments.rounds} --steps {arguments.steps}`: batch "
-        f"{arguments.batch_size}, seconds a step of each turn. This processor's short precision is {fast_precision(torch.device('cpu'))}.",
+        f"`python benchmarks/precisions.py {arguments.dataset.name} --work DIR --features {' '.join(map(str, arguments.features))} "
+        f"--rounds {arguments.rounds} --steps {arguments.steps}`: batch {arguments.batch_size}, seconds a step of each turn. This processor's short precision is {fast_precision(torch.device('cpu'))}.",
         "",
         "| features | bfloat16 | float32 | float32 / bfloat16 |",
         "|---|---|---|---|",
@@ -73,7 +76,7 @@ def main() -> None:
         lines.append(row)
         sys.stdout.write(f"{row}\n")
         sys.stdout.flush()
-    write_text(RESULTS, "\n".join(lines) + "\n")
+        write_text(RESULTS, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
