@@ -489,6 +489,11 @@ def score_notes(summary: Summary) -> tuple[Issue, ...]:
         if mean is not None and mean < HARDLY_FOUND:
             message = f"hardly ever found (mean Dice {mean:.3f}): these predictions are not usable"
             fix = "train for longer, or add cases with this class"
+            if (
+                having := counts.cases - counts.both_empty - counts.false_positive
+            ) < 2:  # it was not there to learn from
+                few = f"only {having}" if having else "none"
+                fix = f"add cases with this class: {few} of {count_noun(counts.cases, 'case')} has it"
             warnings.append(
                 Issue(code="scores.hardly_found", severity="warning", where=each.name, message=message, fix=fix)
             )

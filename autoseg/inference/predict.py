@@ -45,8 +45,9 @@ from autoseg.inference.predictor import (
     StoredImage,
     far_from_training,
     not_ct,
+    without_contrast,
 )
-from autoseg.inference.provenance import FAR, NOT_CT, Watch
+from autoseg.inference.provenance import CONSTANT, FAR, NOT_CT, Watch
 from autoseg.inference.sliding_window import STEP
 from autoseg.issues import AutosegError, Issue
 from autoseg.run_folder import require_folder_for_predictions, run_of
@@ -443,14 +444,15 @@ def _prepare_case(
     watch: Watch,
     may_be_labels: bool,
 ) -> PreparedImage:
-    """Raises `AutosegError` with a note for what is a label map beside images; warns of what is no CT where CT is expected.
+    """Raises `AutosegError` with a note for what is a label map beside images; warns of one value in all voxels, and of what is no CT
+    where CT is expected.
 
     Notes on how the image was read are added to ``watch``.
     """
     image = read_image(case.images).of_modality(case.modality)
     for note in image.notes:
         watch.note(note.model_copy(update={"case": case.case_id}))
-    _warn_of_no_ct(image, case.case_id, predictor.model.plan, warn, watch)
+    _warn_of_intensities(image, case.case_id, predictor.model.plan, warn, watch)
     if may_be_labels and looks_like_labels(image, predictor.model.plan.intensities):
         message, fix = "looks like a label map beside images", "pass it alone to predict it"
         where = str(case.images[0])
@@ -476,10 +478,11 @@ def _predict_case(
         tracker.advance(-progress.told)
 
 
-def _warn_of_no_ct(image: Image, name: str, plan: Plan, warn: Callable[[str], None], watch: Watch) -> None:
-    for reason in not_ct(image, plan):
-        watch.flags[name].add(NOT_CT)
-        warn(f"{name}: {reason}; predictions may be wrong")
+def _warn_of_intensities(image: Image, name: str, plan: Plan, warn: Callable[[str], None], watch: Watch) -> None:
+    for code, reasons in ((CONSTANT, without_contrast(image, plan)), (NOT_CT, not_ct(image, plan))):
+        for reason in reasons:
+            watch.flags[name].add(code)
+            warn(f"{name}: {reason}; predictions may be wrong")
 
 
 def looks_like_labels(image: Image, training: Sequence[IntensityStatistics]) -> bool:
@@ -574,7 +577,7 @@ def predict_file(
             predictor = replace(predictor, folder=path.parent)
             tell_needs(predictor, {name: geometry}, reporter.say, probabilities=probabilities)
             if isinstance(image, Image):
-                _warn_of_no_ct(image, name, predictor.model.plan, reporter.warn, watch)
+                _warn_of_intensities(image, name, predictor.model.plan, reporter.warn, watch)
                 progress = _Progress(tracker, name)
                 found = predictor.predict_read(image, probabilities=probabilities, doubt=doubt, progress=progress)
             else:

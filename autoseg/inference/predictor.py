@@ -193,14 +193,19 @@ class Predictor:
         many windows are done, and how many there are.
 
         Raises `AutosegError` for other types, shapes, spacings and channels, and voxels that are not finite. Warns
-        (`UserWarning`) of an image that is unlike the training cases: its spacing, its extent, or no CT where that was CT.
+        (`UserWarning`) of an image that is unlike the training cases: its spacing, its extent, one value in all voxels, or
+        no CT where that was CT.
         """
         found, is_reversed = as_image(
             image, affine=affine, spacing_mm=spacing_mm, axes=axes, needs_directions=self.needs_directions
         )
         self._require_channels(found)
         far = far_from_training(found.geometry, self.model.plan)
-        for reason in (*([far] if far else []), *not_ct(found, self.model.plan)):
+        for reason in (
+            *([far] if far else []),
+            *without_contrast(found, self.model.plan),
+            *not_ct(found, self.model.plan),
+        ):
             text = f"the image is unlike the training cases, predictions may be wrong: {reason}"
             warnings.warn(text, stacklevel=3)
         prediction = self.predict_read(found, probabilities=probabilities, progress=progress)
@@ -415,6 +420,17 @@ class Together:
         self.shares[i] = done / total
         if self.progress is not None:
             self.progress(round(sum(self.shares) * total), len(self.shares) * total)
+
+
+def without_contrast(image: Image, plan: Plan) -> list[str]:
+    """Which channels of ``image`` have one value in all voxels, in words."""
+    lows = [float(channel.min()) for channel in image.array]
+    same = [low == float(channel.max()) for low, channel in zip(lows, image.array, strict=True)]
+    return [
+        f"all voxels of channel {name} are {low:g}"
+        for name, low, is_same in zip(plan.channels, lows, same, strict=False)  # their number is checked later
+        if is_same
+    ]
 
 
 def not_ct(image: Image, plan: Plan) -> list[str]:

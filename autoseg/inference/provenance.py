@@ -20,6 +20,7 @@ from autoseg.issues import Issue
 from autoseg.storage.journal import Provenance
 
 T = TypeVar("T")
+CONSTANT = "image.constant"
 FAR = "predict.far_from_training"
 NOT_CT = "predict.not_ct"
 """Flags of images that are unlike those of training."""

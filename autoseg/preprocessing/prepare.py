@@ -117,7 +117,11 @@ def _standardise(values: Floats) -> None:
     """Mean 0 and standard deviation 1, in place; sums run in float64, which long float32 sums need."""
     values -= np.float32(values.mean(dtype=np.float64))
     rows = values.reshape(len(values), -1)
-    squares = sum(float(np.dot(row, row)) for row in (rows if rows.shape[1] > 1 else rows.T))
+    rows = rows if rows.shape[1] > 1 else rows.T
+    with np.errstate(over="ignore"):
+        squares = sum(float(np.dot(row, row)) for row in rows)
+    if not np.isfinite(squares):  # beyond single precision
+        squares = sum(float(np.dot(row, row)) for row in (row.astype(np.float64) for row in rows))
     values /= np.float32(max((squares / values.size) ** 0.5, SMALLEST_DIVISOR))
 
 

@@ -152,11 +152,13 @@ def test_the_predictor_takes_arrays(finished: Job) -> None:
 
 
 def test_the_predictor_warns_of_images_unlike_the_training_cases(finished: Job, tmp_path: Path) -> None:
-    predictor, array = Predictor.load(finished.root, device="cpu"), np.zeros((32, 32, 32), np.float32)
+    predictor, array = Predictor.load(finished.root, device="cpu"), np.arange(32**3.0).reshape(32, 32, 32)
     with pytest.warns(UserWarning, match="unlike the training cases, predictions may be wrong: extent 3.2 mm along z"):
         predictor.predict(array, spacing_mm=(0.1, 0.1, 0.1), axes="SPL")
     with pytest.warns(UserWarning, match="a single slice"):
         predictor.predict(SimpleITK.GetImageFromArray(array[0]))
+    with pytest.warns(UserWarning, match="all voxels of channel MRI are 0"):
+        predictor.predict(np.zeros_like(array), spacing_mm=(1.0, 1.0, 1.0), axes="SPL")
     thin = SimpleITK.GetImageFromArray(array[:8])
     thin.SetSpacing((0.1, 0.1, 0.1))
     with pytest.warns(UserWarning, match="1 image unlike the training cases"):

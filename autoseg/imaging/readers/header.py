@@ -248,6 +248,16 @@ def check_promise(path: Path, expected: int, held: int, encoding: str) -> None:
     require_memory(path, expected)
 
 
+def require_held(file: Path, start: int, expected: int, encoding: str) -> None:
+    """Raise `AutosegError` where ``file`` is too small for ``expected`` bytes of voxels from byte ``start`` on (-1: at its end).
+
+    Read headers, too, tell it: memory and time are estimated from them. A missing file is named where voxels are read.
+    """
+    held = max(0, file.stat().st_size - max(start, 0)) if file.is_file() else math.inf
+    if expected > held * MOST_PACKED.get(encoding, math.inf):
+        raise _truncated(file, expected, int(held))
+
+
 def _truncated(path: Path, expected: int, held: int) -> AutosegError:
     message = f"the header declares {expected} bytes of voxels, but the file has {held}"
     return damaged(path, code="reader.truncated", message=message)

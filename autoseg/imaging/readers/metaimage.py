@@ -18,6 +18,7 @@ from autoseg.imaging.readers.header import (
     damaged,
     make_geometry,
     read_payload,
+    require_held,
     unit_notes,
     unsupported,
     voxel_file,
@@ -90,6 +91,7 @@ def _understand(path: Path, fields: Mapping[str, str], start: int) -> _MetaImage
         encoding = "ascii"
     data, skipped = fields[LAST_KEY], int(fields.get("headersize", "0"))
     file, start = (path, start) if data.upper() == "LOCAL" else (voxel_file(path, data), skipped)
+    require_held(file, start, components * math.prod(sizes) * kind.itemsize, encoding)
     geometry, notes = _geometry(path, fields, sizes)
     header = ImageHeader(
         geometry=geometry,

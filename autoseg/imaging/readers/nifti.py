@@ -30,6 +30,7 @@ from autoseg.imaging.readers.header import (
     header_note,
     make_geometry,
     read_bytes,
+    require_held,
     skew_of,
     unsupported,
 )
@@ -71,6 +72,7 @@ def _header(path: Path) -> ImageHeader:
         direction=(affine[:, :3] / lengths)[:axes, :axes],
     )
     kind = _voxel_type(path, header)
+    require_held(path, 0, math.prod(shape) * _num_components(header) * kind.itemsize, encoding_of(path))
     return ImageHeader(
         geometry=geometry,
         num_channels=math.prod(shape[3:]) * _num_components(header),

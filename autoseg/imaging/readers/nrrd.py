@@ -24,6 +24,7 @@ from autoseg.imaging.readers.header import (
     damaged,
     make_geometry,
     read_payload,
+    require_held,
     unit_notes,
     unsupported,
     voxel_file,
@@ -131,6 +132,7 @@ def _understand(path: Path, fields: Mapping[str, Any], start: int) -> _Nrrd:
         is_integer=kind.kind in "iu",
     )
     data, start = _data_start(path, fields, start, encoding)
+    require_held(data, start, math.prod(sizes) * kind.itemsize, encoding)
     return _Nrrd(header, kind, sizes, spatial, data, start, encoding, fields)
 
 

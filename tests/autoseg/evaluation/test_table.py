@@ -185,6 +185,25 @@ def test_a_class_that_is_hardly_found_is_named(summary: Summary, dice: float | N
 
 
 @pytest.mark.parametrize(
+    ("both_empty", "false_positive", "advice"),
+    [
+        (2, 0, "train for longer, or add cases with this class"),
+        (2, 1, "add cases with this class: only 1 of 4 cases has it"),
+        (2, 2, "add cases with this class: none of 4 cases has it"),
+    ],
+)
+def test_longer_training_is_not_advised_for_what_was_not_there(
+    summary: Summary, both_empty: int, false_positive: int, advice: str
+) -> None:
+    counts = summary.counts["1"].model_copy(
+        update={"cases": 4, "both_empty": both_empty, "false_positive": false_positive}
+    )
+    low = summary.mean["1"] | {"Dice": 0.05}
+    made = summary.model_copy(update={"mean": summary.mean | {"1": low}, "counts": summary.counts | {"1": counts}})
+    assert [issue.fix for issue in score_notes(made) if issue.code == "scores.hardly_found"] == [advice]
+
+
+@pytest.mark.parametrize(
     ("references", "is_said"), [(("a.png", "b.PNG"), True), (("a.tif", "b.nii.gz"), False), (("a.nii", "b.mha"), False)]
 )
 def test_pixels_are_not_called_millimetres(references: tuple[str, str], is_said: bool) -> None:

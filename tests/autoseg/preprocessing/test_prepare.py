@@ -166,6 +166,15 @@ def test_masked_normalisation_uses_the_nonzero_mask_with_and_without_labels() ->
     assert inside.mean(dtype=np.float64) == pytest.approx(0, abs=1e-5)  # subtracted in single precision
 
 
+def test_values_whose_squares_are_beyond_single_precision_are_normalised() -> None:
+    chosen = configuration((1.0, 1.0, 1.0))
+    usual, huge = (
+        prepare_image(volume(framed() * np.float32(scale)), plan(chosen), chosen).image for scale in (1, 1e25)
+    )
+    assert usual.std() == pytest.approx(1, abs=1e-3)
+    np.testing.assert_allclose(huge, usual, rtol=1e-4, atol=1e-5)  # single precision
+
+
 @pytest.mark.parametrize("transpose", [(0, 1, 2), (1, 0, 2), (2, 1, 0)])
 def test_axes_follow_the_plan(transpose: tuple[int, int, int]) -> None:
     got = prepare_image(volume(framed(), (1.0, 2.0, 3.0)), plan(transpose=transpose), configuration((1.0, 1.0, 1.0)))

@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import zlib
 from itertools import permutations, product
 from pathlib import Path
 
@@ -343,10 +344,16 @@ def test_a_header_that_declares_too_much_fills_no_memory(tmp_path: Path) -> None
     (tmp_path / "b.nii.gz").write_bytes(gzip.compress(raw))
     head = "NRRD0004\ntype: short\ndimension: 3\nsizes: 9000 9000 9000\nencoding: gzip\nendian: little\n\n"
     (tmp_path / "c.nrrd").write_bytes(head.encode() + gzip.compress(b"\0" * 400))
-    for name in ("a.nii", "b.nii.gz", "c.nrrd"):
-        with pytest.raises(AutosegError) as caught:
-            read_image([tmp_path / name])
-        assert caught.value.codes == ("reader.truncated",)
+    head = (
+        "NDims = 3\nDimSize = 9000 9000 9000\nElementType = MET_SHORT\nCompressedData = {}\nElementDataFile = LOCAL\n"
+    )
+    (tmp_path / "d.mha").write_bytes(head.format(False).encode() + b"\0" * 400)
+    (tmp_path / "e.mha").write_bytes(head.format(True).encode() + zlib.compress(b"\0" * 400))
+    for name in ("a.nii", "b.nii.gz", "c.nrrd", "d.mha", "e.mha"):
+        for read in (read_header, read_image):  # what predictions need is estimated from headers
+            with pytest.raises(AutosegError) as caught:
+                read(tmp_path / name)
+            assert caught.value.codes == ("reader.truncated",)
 
 
 def test_several_gzip_members_are_one_file(tmp_path: Path) -> None:
