@@ -87,7 +87,7 @@ def _add_blur(tables: Tables, samples: Sequence[Parameters], recipe: Recipe) -> 
     tables["blur.rows"] = np.array(rows)
     for axis, size in enumerate(recipe.patch):
         weights = gaussian_kernels(np.array([each[axis] for each in sigmas]))
-        tables[f"blur.{axis}"] = weights.T.reshape(-1, len(rows), *[1] * len(recipe.patch))
+        tables[f"blur.{axis}"] = weights.reshape(len(rows), *[1] * len(recipe.patch), -1)
         tables[f"blur.{axis}.sources"] = reflected(size, weights.shape[1] // 2)
 
 
@@ -197,11 +197,9 @@ def _blur(rows: Tensor, tables: Mapping[str, Tensor]) -> None:
         return
     some = rows.index_select(0, tables["blur.rows"])
     for axis in range(rows.ndim - 1):
-        weights, size = tables[f"blur.{axis}"], some.shape[axis + 1]
+        weights = tables[f"blur.{axis}"]
         padded = some.index_select(axis + 1, tables[f"blur.{axis}.sources"])
-        some = padded.narrow(axis + 1, 0, size) * weights[0]
-        for shift in range(1, len(weights)):
-            some.addcmul_(padded.narrow(axis + 1, shift, size), weights[shift])
+        some = (padded.unfold(axis + 1, weights.shape[-1], 1) * weights).sum(-1)
     rows.index_copy_(0, tables["blur.rows"], some)
 
 

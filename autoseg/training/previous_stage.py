@@ -51,6 +51,10 @@ class Operation:
         return self.name in ("dilate", "close")
 
 
+NOTHING, NO_LABEL = Operation(channel=-1, name="dilate", radius=0.0), np.iinfo(np.int16).min
+"""An operation on a class that no voxel has, by its label: the last after those of all classes."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removal:
     """One component of a class is deleted."""
@@ -223,98 +227,101 @@ def take_turns(disturbances: Sequence[Disturbance]) -> list[list[tuple[int, Oper
 
 
 def disturbance_tables(
-    disturbances: Sequence[Disturbance], num_channels: int, axes: int
+    disturbances: Sequence[Disturbance], values: Sequence[int], axes: int
 ) -> dict[str, NDArray[np.generic]]:
-    """What `disturb_batch` needs to know, for `autoseg.training.batch_augmentation.send`."""
-    ones = (1,) * axes
-    tables: dict[str, NDArray[np.generic]] = {}
-    squares = np.array(0, np.int16)
-    turns = take_turns(disturbances)
+    """What `disturb_batch` needs to know, for `autoseg.training.batch_augmentation.send`; ``values`` are those of the classes."""
+    ones, each_value = (1,) * axes, np.array([*values, NO_LABEL], np.int16)
+    tables: dict[str, NDArray[np.generic]] = {"values": each_value[:-1].reshape(-1, *ones)}
+    turns = [rows_of_turn(chosen) for chosen in take_turns(disturbances)]
     if turns:
-        reach = max(math.floor(operation.radius) for chosen in turns for _, operation in chosen)
-        squares = (np.arange(-reach, reach + 1) ** 2).astype(np.int16)
-        tables |= {
-            "shape.squares": squares,
-            "shape.near": np.array(0, np.int16),
-            "shape.far": np.array(FAR, np.int16),
-        }
-    for turn, chosen in enumerate(turns):
-        operations, name = [operation for _, operation in chosen], f"shape.{turn}"
+        reach = max(math.floor(operation.radius) for _, rows in turns for _, operation in rows)
+        squares = tables["shape.squares"] = (np.arange(-reach, reach + 1) ** 2).astype(np.int16)
+    for turn, (growing, rows) in enumerate(turns):
+        operations, name = [operation for _, operation in rows], f"shape.{turn}"
         limits = np.array([operation.radius**2 for operation in operations], np.float32).reshape(-1, *ones, 1)
-        tables[f"{name}.rows"] = np.array([i * num_channels + operation.channel for i, operation in chosen])
         tables[f"{name}.limit"] = limits - squares
         twice = [operation.name in ("close", "open") for operation in operations]
         if any(twice):
             tables[f"{name}.again"] = limits * np.array(twice, np.float32).reshape(-1, *ones, 1) - squares
-        _add_gains(tables, name, chosen, ones)
-    removals = [(i * num_channels + r.channel, r.choice) for i, each in enumerate(disturbances) for r in each.removals]
+        chosen = each_value[[operation.channel for operation in operations]].reshape(-1, *ones)
+        tables[f"{name}.values"] = chosen
+        if len(rows) > len(growing):
+            tables[f"{name}.samples"] = np.array([i for i, _ in rows])
+            tables[f"{name}.grows"] = np.array([operation.adds for operation in operations]).reshape(-1, *ones)
+            tables[f"{name}.lost"] = -chosen[len(growing) :]
+    removals = [(i * len(values) + r.channel, r.choice) for i, each in enumerate(disturbances) for r in each.removals]
     if removals:
         tables["removal.rows"] = np.array([row for row, _ in removals])
         tables["removal.choices"] = np.array([[choice] for _, choice in removals])
     return tables
 
 
-def _add_gains(
-    tables: dict[str, NDArray[np.generic]], name: str, chosen: Sequence[tuple[int, Operation]], ones: tuple[int, ...]
-) -> None:
-    """From which samples the gains of a turn are taken. Where classes without a gain change, too: which these are, and whose gain each
-    class of the turn feels; those that gain feel none, that is the gain of one without.
+def rows_of_turn(chosen: Sequence[tuple[int, Operation]]) -> tuple[range, list[tuple[int, Operation]]]:
+    """The samples in which a class grows, and all operations with their samples: first one for each of that range, then the others.
+
+    A sample within the range in which none grows gets `NOTHING`.
     """
-    adding = {i: place for place, (i, operation) in enumerate(chosen) if operation.adds}
-    others = [place for place, (_, operation) in enumerate(chosen) if not operation.adds]
-    if adding:
-        tables[f"{name}.samples"] = np.array([*adding])
-    if others:
-        tables[f"{name}.eroded"] = np.array([not operation.adds for _, operation in chosen]).reshape(-1, *ones)
-    if adding and others:
-        felt = [others[0] if o.adds else adding.get(i, place) for place, (i, o) in enumerate(chosen)]
-        tables[f"{name}.adding"], tables[f"{name}.felt"] = np.array([*adding.values()]), np.array(felt)
+    grown = {i: operation for i, operation in chosen if operation.adds}
+    growing = range(min(grown), max(grown) + 1) if grown else range(0)
+    others = [(i, operation) for i, operation in chosen if not operation.adds]
+    return growing, [*((i, grown.get(i, NOTHING)) for i in growing), *others]
 
 
-def disturb_batch(classes: Tensor, tables: Mapping[str, Tensor]) -> None:
-    """`disturb` of all samples together, on a GPU. Changes ``classes``, bool (N, K, axes...), contiguous.
+def disturb_batch(labels: Tensor, disturbances: Sequence[Disturbance], tables: Mapping[str, Tensor]) -> Tensor:
+    """`previous_classes` of all samples together, on a GPU: bool (N, K, axes...) of labels int16 (N, axes...), which are changed.
 
-    The operations of each sample take their turns (`take_turns`), those of all samples in one turn at once.
+    The operations of each sample take their turns (`take_turns`), those of all samples in one turn at once. A label map holds the classes
+    meanwhile: a class that grows takes voxels from others by being written last.
     """
-    rows, turn = classes.flatten(0, 1), 0
-    if "shape.squares" in tables:
+    turns = [rows_of_turn(chosen) for chosen in take_turns(disturbances)]
+    if turns:
         reach = len(tables["shape.squares"]) // 2
-        padded = [size + 2 * reach for size in classes.shape[2:]]
-        space = tables["shape.far"].expand(min(len(rows), ROWS_AT_ONCE), *padded).clone()
-    while (name := f"shape.{turn}") + ".rows" in tables:
-        places, eroded = tables[f"{name}.rows"], tables.get(f"{name}.eroded")
-        before = rows.index_select(0, places)
-        near = before if eroded is None else before != eroded
-        if (again := tables.get(f"{name}.again")) is None:
-            after = ~_beyond(near, space, tables, tables[f"{name}.limit"])
-        else:
-            after = _beyond(_beyond(near, space, tables, tables[f"{name}.limit"]), space, tables, again)
-        after = after if eroded is None else after != eroded
-        if (samples := tables.get(f"{name}.samples")) is not None:
-            gained = after > before
-            if f"{name}.felt" in tables:
-                after = after > gained.index_select(0, tables[f"{name}.felt"])
-                gained = gained.index_select(0, tables[f"{name}.adding"])
-            classes.index_copy_(0, samples, classes.index_select(0, samples) > gained[:, None])
-        rows.index_copy_(0, places, after)
-        turn += 1
+        padded = [size + 2 * reach for size in labels.shape[1:]]
+        space = labels.new_ones(max(len(rows) for _, rows in turns), *padded)
+    for turn, (growing, rows) in enumerate(turns):
+        _take_turn(labels, growing, space[: len(rows)], tables, f"shape.{turn}")
+    classes = labels[:, None] == tables["values"]
     if "removal.rows" in tables:
-        places = tables["removal.rows"]
-        rows.index_copy_(0, places, remove_components(rows.index_select(0, places), tables["removal.choices"]))
+        masks, places = classes.flatten(0, 1), tables["removal.rows"]
+        masks.index_copy_(0, places, remove_components(masks.index_select(0, places), tables["removal.choices"]))
+    return classes
 
 
-def _beyond(masks: Tensor, space: Tensor, tables: Mapping[str, Tensor], limits: Tensor) -> Tensor:
-    """Voxels further from masks (R, axes...) than squared distances allow; ``limits`` (R, 1..., distances) are what they leave along the
-    last axis. Computed as `squared_distance` in a part of ``space``, whose border is and stays far.
+def _take_turn(labels: Tensor, growing: range, space: Tensor, tables: Mapping[str, Tensor], name: str) -> None:
+    """Do the operations of a turn in ``labels`` (N, axes...), growing ones by the samples of that range, others by a table of samples.
+
+    ``space`` (rows, axes...) has a border of ones as wide as the largest radius, which stays.
     """
-    squares, space = tables["shape.squares"], space[: len(masks)]
-    reach, axes, inner = len(squares) // 2, range(1, masks.ndim), space
-    for axis in axes:
-        inner = inner.narrow(axis, reach, masks.shape[axis])
-    torch.where(masks, tables["shape.near"], tables["shape.far"], out=inner)
-    for axis in axes[:-1]:
-        space = (space.unfold(axis, len(squares), 1) + squares).amin(-1)
-    return (space.unfold(masks.ndim - 1, len(squares), 1) > limits).all(-1)
+    values, samples, squares = tables[f"{name}.values"], tables.get(f"{name}.samples"), tables["shape.squares"]
+    inner = space
+    for axis, size in enumerate(labels.shape[1:], 1):
+        inner = inner.narrow(axis, len(squares) // 2, size)
+    grown = labels[growing.start : growing.stop]
+    if samples is None:
+        torch.ne(grown, values, out=inner)
+    else:
+        masks = labels.index_select(0, samples) == values
+        torch.ne(masks, tables[f"{name}.grows"], out=inner)
+    beyond, again = _beyond(space, squares, tables[f"{name}.limit"]), tables.get(f"{name}.again")
+    if again is not None:
+        torch.logical_not(beyond, out=inner)
+        beyond = _beyond(space, squares, again)
+    if samples is not None:
+        left, found = (each[len(growing) :] for each in (masks, beyond))
+        lost = left > found if again is None else left & found
+        labels.index_add_(0, samples[len(growing) :], lost * tables[f"{name}.lost"])
+    if growing:
+        chosen = (grown, values[: len(growing)])
+        torch.where(beyond[: len(growing)], *(chosen if again is None else chosen[::-1]), out=grown)
+
+
+def _beyond(space: Tensor, squares: Tensor, limits: Tensor) -> Tensor:
+    """Voxels further from the zeros of ``space`` (R, axes...), else 1, than squared distances allow; ``limits`` (R, 1..., distances)
+    are what they leave along the last axis. Computed as `squared_distance`; the border is left out.
+    """
+    for axis in range(1, space.ndim - 1):
+        space = torch.add(squares, space.unfold(axis, len(squares), 1), alpha=FAR if axis == 1 else 1).amin(-1)
+    return (space.unfold(space.ndim - 1, len(squares), 1) > limits).all(-1)
 
 
 def remove_components(masks: Tensor, choices: Tensor) -> Tensor:
@@ -338,7 +345,8 @@ def remove_components(masks: Tensor, choices: Tensor) -> Tensor:
     roots = numbers.flatten(1).long()
     sizes = torch.zeros_like(roots).scatter_add_(1, roots, backwards.flatten(1).long())
     small = (sizes > 0) & (sizes < REMOVABLE_SHARE * size)
-    ranks = small.flip(1).cumsum(1)
-    chosen = small & ((choices * ranks[:, -1:]).floor() + 1 == ranks).flip(1)
+    ranks = small.cumsum(1)  # the first component has the highest number
+    number = ranks[:, -1:]
+    chosen = small & (number - (choices * number).floor() == ranks)
     kept = backwards > chosen.gather(1, roots).view_as(masks)
     return kept.flip([*range(1, masks.ndim)])

@@ -413,14 +413,12 @@ def finish_together(packed: PackedBatch, recipe: Recipe, device: torch.device) -
     tables = make_tables(packed.parameters, recipe, packed.shapes[0][1:])
     tables["order"] = np.argsort(packed.places)
     if packed.previous_values:
-        tables |= disturbance_tables(packed.disturbances, len(packed.previous_values), len(recipe.patch))
-        tables["values"] = np.array(packed.previous_values, np.int16).reshape(-1, *[1] * len(recipe.patch))
+        tables |= disturbance_tables(packed.disturbances, packed.previous_values, len(recipe.patch))
     sent = send(tables, device)
     stacks, noise = packed.to(device).stacks()
     images, labels = augment_batch(stacks, noise, packed.parameters, sent, recipe)
     if packed.previous_values:
-        found = labels[:, 1:2] == sent["values"]
-        disturb_batch(found, sent)
+        found = disturb_batch(labels[:, 1], packed.disturbances, sent)
         images = torch.cat([images, found.float()], 1)
     return images.index_select(0, sent["order"]), labels[:, 0].index_select(0, sent["order"]).long()
 

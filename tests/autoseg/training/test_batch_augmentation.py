@@ -17,7 +17,14 @@ from spies import Spy
 from autoseg.training import batch_augmentation, previous_stage
 from autoseg.training.augmentation import Parameters, Recipe, draw_noise, draw_parameters, make_recipe
 from autoseg.training.batch_augmentation import send
-from autoseg.training.previous_stage import OPERATIONS, Disturbance, Operation, Removal, draw_disturbance, take_turns
+from autoseg.training.previous_stage import (
+    OPERATIONS,
+    Disturbance,
+    Operation,
+    Removal,
+    draw_disturbance,
+    take_turns,
+)
 from autoseg.training.sampling import Crop, crop_size, finish, finish_together, pack
 
 CPU = torch.device("cpu")
@@ -125,6 +132,31 @@ def test_a_batch_takes_few_kernels_and_no_waiting(kind: str, monkeypatch) -> Non
     if kind == "2d":
         assert one.kernels > 10 * MOST_KERNELS
         assert one.waits > 10 * MOST_WAITS
+
+
+def test_the_largest_of_a_thousand_batches_of_a_cascade_takes_few_kernels(monkeypatch) -> None:
+    """Of 19 classes; those with the most that is to be done after each other are computed."""
+    classes, recipe = KINDS["cascade"]["classes"], recipe_of((6, 8, 6))
+    monkeypatch.setattr(
+        batch_augmentation, "VOTES_AT_ONCE", 1
+    )  # each sample votes alone, as those of the full patch do
+    drawn = []
+    for seed in range(1000):
+        rng = np.random.default_rng(seed)
+        disturbances = [draw_disturbance(rng, classes) for _ in range(2)]
+        turns = [[operation for _, operation in turn] for turn in take_turns(disturbances)]
+        passes = sum(1 + any(each.name in ("close", "open") for each in turn) for turn in turns)
+        mixed = sum(any(not each.adds for each in turn) for turn in turns)
+        drawn.append((7 * passes + 5 * mixed + 60 * any(each.removals for each in disturbances), rng, disturbances))
+    for size, rng, disturbances in sorted(drawn, key=lambda each: -each[0])[:4]:
+        assert size > 150
+        parameters, spy = [draw_parameters(rng, recipe) for _ in range(2)], Spy()
+        crops = [made_crop(rng, recipe, each, classes, disturbed=False) for each in parameters]
+        crops = [replace(crop, disturbance=each) for crop, each in zip(crops, disturbances, strict=True)]
+        with spy:
+            finish_together(pack(crops, recipe.patch), recipe, CPU)
+        assert spy.kernels <= MOST_KERNELS
+        assert spy.waits <= MOST_WAITS
 
 
 @pytest.mark.parametrize(("patch", "rows"), [((14, 18, 16), 8), ((30, 26), 8), ((30, 26), 2)])
