@@ -285,6 +285,7 @@ def predict(
     engine: str | None = None,
     every_window: bool = False,
     memory_gb: float | None = None,
+    strict: bool = False,
     device: str = "auto",
     threads: int | None = None,
     kind: str | None = None,
@@ -298,7 +299,7 @@ def predict(
     a list with a file for each channel, in order, or in memory, with its place (`Predictor.predict_image`). A second call skips images that are done,
     unless they changed; ``part`` ``"2/8"`` takes every eighth case, from the second on; ``layout`` and ``spec`` say how ``source`` is laid out.
     ``probabilities`` and ``doubt`` write maps, too, and the latter what to expect of each case. ``fast``: one fold, no mirror images, ``step`` 0.75. ``engine`` computes
-    exported models. ``memory_gb``: main memory at most; ``every_window``: compute those of one value each time. Issues are raised at the end, unless ``skip_bad``. Without
+    exported models. ``memory_gb``: main memory at most; ``every_window``: compute those of one value each time; ``strict``: refuse images unlike those of training. Issues are raised at the end, unless ``skip_bad``. Without
     a ``reporter`` warnings are Python's.
     """
     from autoseg.inference.ways import way_of
@@ -316,7 +317,7 @@ def predict(
         out,
         place={"affine": affine, "spacing_mm": spacing_mm, "axes": axes},
         search={"layout": layout, "spec": spec, "part": None if part is None else parse_part(part)},
-        limits={"every_window": every_window, "memory_gb": memory_gb},
+        limits={"every_window": every_window, "memory_gb": memory_gb, "strict": strict},
         way=way_of(fast=fast, mirroring=mirroring, step=step, num_folds=folds),
         engine=engine,
         probabilities=probabilities,

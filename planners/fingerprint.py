@@ -166,6 +166,10 @@ def count_ct(kinds: Iterable[tuple[bool | None, bool]]) -> CtEvidence:
     )
 
 
+LOOKED_AT = (0.0, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
+"""Shares of voxels of `CaseLook.quantiles`."""
+
+
 class CaseSize(Document):
     """Size of one training case after cropping to its non-zero box, in source axes (z, y, x)."""
 
@@ -196,6 +200,20 @@ class ClassSize(Document):
     """Connected components in a case; voxels that share a corner are connected."""
 
 
+class CaseLook(Document):
+    """What one image looks like as a whole, to tell later ones that look otherwise."""
+
+    tilt_deg: Annotated[float, Field(ge=0, le=90)]
+    """Largest angle between an axis of its grid and the nearest axis of the body; 0 where directions are not known."""
+    has_directions: bool
+    """Whether its axes mean directions of the body."""
+    means: tuple[float, ...]
+    """Of each channel, over all voxels above its smallest value, which is mostly what surrounds the body."""
+    stds: tuple[float, ...]
+    quantiles: tuple[tuple[float, ...], ...]
+    """Of the same voxels, at `LOOKED_AT`."""
+
+
 class Fingerprint(Document):
     """All that planning depends on. Axes are source axes, (z, y, x)."""
 
@@ -217,6 +235,9 @@ class Fingerprint(Document):
     """Source axis along which paired left and right structures mirror each other; none: no such pairs."""
     sided_pairs: tuple[tuple[str, str], ...] = ()
     """Names of the classes that are such pairs, the left one first."""
+
+    looks: tuple[CaseLook, ...] = ()
+    """One entry a case; none in fingerprints made elsewhere."""
 
     class_sizes: tuple[ClassSize, ...] = ()
     """One entry a class, in the order of ``labels``; none in fingerprints made elsewhere."""

@@ -17,6 +17,8 @@ from planners.edits import Edit, edited_plan, edited_schedule, find_edits, refus
 from planners.explanation import explain, explain_schedule
 from planners.finetuning import input_names, output_names, plan_finetuning
 from planners.fingerprint import (
+    LOOKED_AT,
+    CaseLook,
     CaseSize,
     ClassSize,
     CtEvidence,
@@ -118,9 +120,11 @@ __all__ = [
     "AUGMENTATIONS",
     "DEFAULT_CPU_BUDGET_S",
     "FEWEST_STEPS",
+    "LOOKED_AT",
     "LOSSES",
     "PROSE",
     "TOPOLOGIES",
+    "CaseLook",
     "CaseSize",
     "ChannelNormalization",
     "ClassSize",

@@ -201,6 +201,7 @@ OPTIONS = {
         "--slurm-options",
         "--spec",
         "--step",
+        "--strict",
         "--terms",
         "--threads",
     },

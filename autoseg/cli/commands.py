@@ -325,6 +325,7 @@ STEP_HELP = "Distance of windows, as a share of the patch. [default: 0.5, with -
 StepOption = Annotated[float | None, typer.Option("--step", min=0.1, max=1, help=STEP_HELP, show_default=False)]
 ENGINE_HELP = "For an exported model: onnxruntime (default), openvino or openvino-bfloat16."
 EngineOption = Annotated[str | None, typer.Option("--engine", metavar="NAME", help=ENGINE_HELP, show_default=False)]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Refuse images unlike the training data.")]
 AS_HELP = "Write DICOM objects of DICOM series instead: dicom-seg, dicom-labelmap or rtstruct."
 AsOption = Annotated[str | None, typer.Option("--as", metavar="NAME", help=AS_HELP, show_default=False)]
 TERMS_HELP = "CSV file with codes and colours of classes, for --as."
@@ -359,6 +360,7 @@ def predict(
     engine: EngineOption = None,
     every_window: EveryWindowOption = False,
     memory_gb: MemoryOption = None,
+    strict: StrictOption = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     cluster: ClusterOption = None,
@@ -381,7 +383,7 @@ def predict(
     options: dict[str, Any] = {
         "layout": layout, "spec": spec, "skip_bad": skip_bad, "probabilities": probabilities, "doubt": doubt,
         "mirroring": mirroring, "fast": fast, "step": step, "folds": folds, "engine": engine,
-        "kind": kind, "terms": terms, "every_window": every_window, "memory_gb": memory_gb, "device": device,
+        "kind": kind, "terms": terms, "every_window": every_window, "memory_gb": memory_gb, "device": device, "strict": strict,
         "threads": threads, "part": part, "reporter": make_reporter(),
     }  # fmt: skip
     sent = _cluster_words(cluster, slurm_options, dry_run=False)

@@ -25,6 +25,7 @@ from autoseg.evaluation.selection import Selection
 from autoseg.inference.ways import MeasuredWay
 from autoseg.issues import AutosegError, Issue
 from autoseg.networks.weights import unpack_weights
+from autoseg.preprocessing.looks import Usual
 from autoseg.storage.atomic import atomic_write, zip_member
 from planners import Document, DocumentError, Plan, Training, read_document, write_document
 
@@ -61,6 +62,8 @@ class ModelDescription(Document):
     """Of its probabilities; none: nothing was cross-validated, or it is of a version before 0.3."""
     expected: ExpectedQuality | None = None
     """What to expect of unseen cases; as above."""
+    usual: Usual | None = None
+    """What its training images looked like; None where they were not looked at, or were too few."""
     seen_before: tuple[str, ...] | None = ()
     """Contents of the images that the models it started from were trained on; None where that is not known."""
     measured: tuple[MeasuredWay, ...] = ()

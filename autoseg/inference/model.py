@@ -34,6 +34,7 @@ from autoseg.inference.ways import MeasuredWay
 from autoseg.issues import AutosegError, Issue
 from autoseg.networks.build import build_network, place
 from autoseg.networks.weights import fill_network, load_weights, pack_weights, read_weights
+from autoseg.preprocessing.looks import Usual
 from autoseg.run_folder import EXPORT, RunFolder, check_free, find_model
 from autoseg.storage.atomic import atomic_write
 from autoseg.storage.cache import key_of
@@ -172,6 +173,8 @@ class Model:
     """What faster ways to predict cost in cross-validation, if that was measured."""
     calibration: Calibration | None = None
     expected: ExpectedQuality | None = None
+    usual: Usual | None = None
+    """What its training images looked like, as far as that is known."""
 
     def alone(self) -> Iterator[Model]:
         """Each network of the last stages alone, by the largest probability, as in cross-validation."""
@@ -256,6 +259,7 @@ def assemble(
         measured=about.measured,
         calibration=about.calibration,
         expected=about.expected,
+        usual=about.usual,
     )
 
 

@@ -39,12 +39,15 @@ from autoseg.inference.needs import GB
 from autoseg.inference.pipelined import Done, one_by_one, side_by_side
 from autoseg.inference.predictions import Job, Outcome, PredictionFolder, Scores, predictions_among, write_full
 from autoseg.inference.predictor import (
+    UNLIKE,
     Prediction,
     Predictor,
     PreparedImage,
     StoredImage,
     far_from_training,
     not_ct,
+    unlike_issue,
+    unlike_training,
     without_contrast,
 )
 from autoseg.inference.provenance import CONSTANT, FAR, NOT_CT, Watch
@@ -263,6 +266,8 @@ def predict_cases(
         tracker.advance(len(unread))
         outcomes, errors = _try_images(using, jobs, sink, headers, tracker, reporter.say)
     _say_notes(watch.notes, reporter.say)
+    if text := watch.summary():
+        reporter.warn(text)
     written = [sink.shown(job) for job in jobs if job.case_id not in errors]
     if written:
         sink.write_volumes()
@@ -368,8 +373,8 @@ def _image_jobs(
         predict = partial(_predict_case, predictor, case, probabilities=probabilities, doubt=doubt, tracker=tracker)
         read, compute = (watch.timed(case.case_id, step) for step in (prepare, predict))
         jobs.append(Job(case_id=case.case_id, prepare=read, predict=compute, inputs=case.images, ending=ending))
-    _warn_of_far(geometries, predictor.model.plan, warn, watch)
-    return jobs, errors, geometries
+    refused = _warn_of_far(geometries, predictor.model.plan, warn, watch)
+    return [job for job in jobs if job.case_id not in refused], errors | refused, geometries
 
 
 def tell_needs(
@@ -452,13 +457,28 @@ def _prepare_case(
     image = read_image(case.images).of_modality(case.modality)
     for note in image.notes:
         watch.note(note.model_copy(update={"case": case.case_id}))
-    _warn_of_intensities(image, case.case_id, predictor.model.plan, warn, watch)
+    with _naming(case.images[0]):
+        _warn_of_intensities(image, case.case_id, predictor.model.plan, warn, watch)
     if may_be_labels and looks_like_labels(image, predictor.model.plan.intensities):
         message, fix = "looks like a label map beside images", "pass it alone to predict it"
         where = str(case.images[0])
         raise AutosegError(Issue(code="predict.label_map", severity="note", where=where, message=message, fix=fix))
     with _naming(case.images[0]):
-        return predictor.prepare(image)
+        prepared = predictor.prepare(image)
+        _warn_of_unlike(predictor, image, prepared, case.case_id, warn, watch)
+        return prepared
+
+
+def _warn_of_unlike(
+    predictor: Predictor,
+    image: Image,
+    prepared: PreparedImage,
+    name: str,
+    warn: Callable[[str], None],
+    watch: Watch,
+) -> None:
+    is_far = FAR in watch.flags.get(name, set())
+    watch.doubt(name, UNLIKE, unlike_training(predictor.model, image, prepared, is_far=is_far), warn)
 
 
 def _predict_case(
@@ -480,9 +500,7 @@ def _predict_case(
 
 def _warn_of_intensities(image: Image, name: str, plan: Plan, warn: Callable[[str], None], watch: Watch) -> None:
     for code, reasons in ((CONSTANT, without_contrast(image, plan)), (NOT_CT, not_ct(image, plan))):
-        for reason in reasons:
-            watch.flags[name].add(code)
-            warn(f"{name}: {reason}; predictions may be wrong")
+        watch.doubt(name, code, reasons, warn)
 
 
 def looks_like_labels(image: Image, training: Sequence[IntensityStatistics]) -> bool:
@@ -502,9 +520,13 @@ def looks_like_labels(image: Image, training: Sequence[IntensityStatistics]) -> 
     )
 
 
-def _warn_of_far(geometries: Mapping[str, Geometry], plan: Plan, warn: Callable[[str], None], watch: Watch) -> None:
-    """One warning of the images whose spacing or extent is far from the training cases'."""
+def _warn_of_far(
+    geometries: Mapping[str, Geometry], plan: Plan, warn: Callable[[str], None], watch: Watch
+) -> dict[str, AutosegError]:
+    """One warning of the images whose spacing or extent is far from the training cases', or the errors of those that are refused."""
     far = {case_id: words for case_id, geometry in geometries.items() if (words := far_from_training(geometry, plan))}
+    if watch.strict:
+        return {case_id: AutosegError(unlike_issue(FAR, case_id, words)) for case_id, words in far.items()}
     for case_id in far:
         watch.flags[case_id].add(FAR)
     if far:
@@ -513,6 +535,7 @@ def _warn_of_far(geometries: Mapping[str, Geometry], plan: Plan, warn: Callable[
             f"{count_noun(len(far), 'image')} unlike the training cases, predictions may be wrong: "
             f"{shorten(list(far))} ({first}: {far[first]})"
         )
+    return {}
 
 
 def _say_notes(notes: Sequence[Issue], say: Callable[[str], None]) -> None:
@@ -573,13 +596,16 @@ def predict_file(
     with reporter.track("Predicting", 1) as tracker:
         try:
             geometry = image.geometry if isinstance(image, Image) else _geometry_of(image.cases[0])
-            _warn_of_far({name: geometry}, predictor.model.plan, reporter.warn, watch)
+            for refused in _warn_of_far({name: geometry}, predictor.model.plan, reporter.warn, watch).values():
+                raise refused
             predictor = replace(predictor, folder=path.parent)
             tell_needs(predictor, {name: geometry}, reporter.say, probabilities=probabilities)
             if isinstance(image, Image):
                 _warn_of_intensities(image, name, predictor.model.plan, reporter.warn, watch)
+                prepared = predictor.prepare(image)
+                _warn_of_unlike(predictor, image, prepared, name, reporter.warn, watch)
                 progress = _Progress(tracker, name)
-                found = predictor.predict_read(image, probabilities=probabilities, doubt=doubt, progress=progress)
+                found = predictor.predict_source(prepared, probabilities=probabilities, doubt=doubt, progress=progress)
             else:
                 case = image.cases[0]
                 prepared = _prepare_case(predictor, case, warn=reporter.warn, watch=watch, may_be_labels=False)

@@ -32,12 +32,14 @@ from autoseg.inference.slabs import KeptVolumes, blank_probabilities, decide_tog
 from autoseg.inference.sliding_window import STEP
 from autoseg.inference.window_logits import mean_logits
 from autoseg.issues import AutosegError, Issue
+from autoseg.preprocessing.looks import look_at, unlike
 from autoseg.preprocessing.prepare import open_previous, place_whole, prepare_image, source_orientation
 from autoseg.preprocessing.store import open_case, require_cases
 from planners import Configuration, Plan, transpose
 
 Floats = NDArray[np.float32]
 LabelMap = NDArray[np.integer]
+UNLIKE = "predict.unlike_training"
 FAR = 4.0
 """A spacing or extent that is this many times that of the median training case, or that fraction of it, gets a warning."""
 
@@ -155,6 +157,8 @@ class Predictor:
     """Main memory that the process may take; none: what is free."""
     folder: Path | None = None
     """Folder for temporary files where memory is short; none: that of the system."""
+    strict: bool = False
+    """Refuse images that are unlike those of training, instead of a warning."""
 
     @classmethod
     def load(cls, path: Path | str, *, device: str = "auto", mirroring: bool = True) -> Self:
@@ -193,22 +197,26 @@ class Predictor:
         many windows are done, and how many there are.
 
         Raises `AutosegError` for other types, shapes, spacings and channels, and voxels that are not finite. Warns
-        (`UserWarning`) of an image that is unlike the training cases: its spacing, its extent, one value in all voxels, or
-        no CT where that was CT.
+        (`UserWarning`) of an image that is unlike the training cases: voxels, field of view, tilt, intensities, order of channels, one value in all
+        voxels, no CT where that was CT; a ``strict`` predictor refuses it.
         """
         found, is_reversed = as_image(
             image, affine=affine, spacing_mm=spacing_mm, axes=axes, needs_directions=self.needs_directions
         )
         self._require_channels(found)
-        far = far_from_training(found.geometry, self.model.plan)
+        far, prepared = far_from_training(found.geometry, self.model.plan), self.prepare(found)
+        odd = unlike_training(self.model, found, prepared, is_far=bool(far))
         for reason in (
             *([far] if far else []),
             *without_contrast(found, self.model.plan),
             *not_ct(found, self.model.plan),
+            *odd,
         ):
+            if self.strict:
+                raise AutosegError(unlike_issue(UNLIKE, "", reason))
             text = f"the image is unlike the training cases, predictions may be wrong: {reason}"
             warnings.warn(text, stacklevel=3)
-        prediction = self.predict_read(found, probabilities=probabilities, progress=progress)
+        prediction = self.predict_source(prepared, probabilities=probabilities, progress=progress)
         if not is_reversed:
             return prediction
         scores = prediction.probabilities
@@ -431,6 +439,26 @@ def without_contrast(image: Image, plan: Plan) -> list[str]:
         for name, low, is_same in zip(plan.channels, lows, same, strict=False)  # their number is checked later
         if is_same
     ]
+
+
+def unlike_training(model: Model, image: Image, prepared: PreparedImage, *, is_far: bool) -> list[str]:
+    """In which ways an image is unlike all those of training, in words; with ``is_far`` its voxels and field of view were named before."""
+    if model.usual is None:
+        return []
+    placement = next(iter(prepared.inputs.values())).placement
+    spacing_mm, extent_mm = [0.0] * 3, [0.0] * 3
+    for axis, voxels, mm in zip(
+        placement.transpose_forward, placement.shape_after_cropping, placement.spacing_mm, strict=True
+    ):
+        spacing_mm[axis], extent_mm[axis] = mm, mm * voxels
+    place = None if is_far else (spacing_mm, extent_mm)
+    return unlike(model.usual, look_at(image), model.plan, place=place)
+
+
+def unlike_issue(code: str, case_id: str, reason: str) -> Issue:
+    """The refusal of an image that is unlike those of training."""
+    fix = "correct the image, or predict it without --strict"
+    return Issue(code=code, where=case_id, message=f"unlike the training cases: {reason}", fix=fix)
 
 
 def not_ct(image: Image, plan: Plan) -> list[str]:

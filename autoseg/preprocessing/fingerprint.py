@@ -22,11 +22,12 @@ from autoseg.imaging.orientation import IDENTITY, canonical_orientation, knows_d
 from autoseg.imaging.placement import bounding_box, crop, nonzero_mask
 from autoseg.imaging.readers import file_states, read_image
 from autoseg.issues import AutosegError, Issue
+from autoseg.preprocessing.looks import look_at
 from autoseg.preprocessing.prepare import box_around
 from autoseg.preprocessing.preprocess import largest_need, locate
 from autoseg.storage.cache import KEPT, Cached
 from autoseg.tracking.progress import Reporter
-from planners import CaseSize, ClassSize, CtEvidence, Fingerprint, IntensityStatistics, Labels, count_ct
+from planners import CaseLook, CaseSize, ClassSize, CtEvidence, Fingerprint, IntensityStatistics, Labels, count_ct
 
 MAX_STORED_VALUES = 2**24
 """Intensities kept over all cases and channels (64 MB as float32), so that memory does not grow with the data."""
@@ -69,6 +70,7 @@ class _CaseSummary:
     places: Places
     channels: tuple[Intensities, ...]
     """Inside the foreground; without foreground, inside the non-zero mask."""
+    look: CaseLook
     ct_evidence: tuple[tuple[bool | None, bool], ...]
     """Of each channel inside the non-zero box: see `Image.ct_evidence`."""
 
@@ -122,6 +124,7 @@ def take_fingerprint(
             for channel in range(len(dataset.channels))
         ),
         ct_evidence=tuple(_ct_evidence(summaries, channel) for channel in range(len(dataset.channels))),
+        looks=tuple(summary.look for summary in summaries),
         class_sizes=pool_class_sizes(dataset.labels, [summary.classes for summary in summaries]),
         sided_axis=LEFT_TO_RIGHT if pairs else None,
         sided_pairs=pairs,
@@ -218,6 +221,7 @@ def _summarise_arrays(
         channels=tuple(
             summarise_intensities(channel[inside], num_values=num_values) for channel in crop(image.array, box)
         ),
+        look=look_at(image),
         ct_evidence=replace(image, array=crop(image.array, box)).ct_evidence(),
     )
 

@@ -172,6 +172,7 @@ def load_predictor(
     engine: str | None = None,
     every_window: bool = False,
     memory_gb: float | None = None,
+    strict: bool = False,
     threads: int | None,
     say: Callable[[str], None],
 ) -> Predictor:
@@ -189,4 +190,5 @@ def load_predictor(
         step=way.step,
         every_window=every_window,
         memory_bytes=None if memory_gb is None else round(memory_gb * 1e9),
+        strict=strict,
     )

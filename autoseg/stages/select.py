@@ -52,6 +52,7 @@ from autoseg.inference.predictions import (
 )
 from autoseg.inference.predictor import Prediction
 from autoseg.issues import AutosegError, Issue
+from autoseg.preprocessing.looks import Usual
 from autoseg.settings import as_arguments
 from autoseg.stages.calibrate import describe_doubt, has_samples
 from autoseg.stages.challenge import challenge_for, first_of, score_configurations
@@ -177,6 +178,7 @@ def _choose(run: Run, prepared: Prepared, summaries: Mapping[str, Sequence[Summa
         options=as_arguments(run.settings, deciding=True),
         calibration=calibration,
         expected=expected,
+        usual=Usual.of(run.fingerprint, prepared.plan),
         seen_before=None if seen is None else tuple(sorted(seen)),
     )
     keys = {name: stage_keys(run, prepared, name, selection.folds) for name in model.stages}
