@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -21,10 +22,10 @@ from builders import Listening, crop_images
 from autoseg.data.discovery.inputs import Inputs
 from autoseg.evaluation.metrics import evaluated_classes
 from autoseg.imaging.image import Geometry
-from autoseg.imaging.readers import read_image, write_label_map
+from autoseg.imaging.readers import read_image, write_image, write_label_map
 from autoseg.inference.predict import find_input_cases, predict_cases, predict_file, predict_stored
-from autoseg.inference.predictions import prediction_path, volumes_ml
-from autoseg.inference.predictor import Predictor, StoredImage
+from autoseg.inference.predictions import JOURNAL, prediction_path, volumes_ml
+from autoseg.inference.predictor import UNLIKE, Predictor, StoredImage
 from autoseg.issues import AutosegError
 from autoseg.run_folder import RunFolder
 from autoseg.tracking.progress import SilentReporter, Tracker
@@ -450,3 +451,21 @@ def test_one_image_is_written_to_the_file_that_is_named(job: Job, tmp_path: Path
     with pytest.raises(AutosegError) as caught:
         predict_file(job.predictor, one, around, probabilities=False, reporter=SilentReporter())
     assert caught.value.codes == ("predict.exists",)
+
+
+def test_an_image_unlike_training_gets_a_warning_or_is_refused(job: Job) -> None:
+    """Its grid is tilted by 40 degrees; the other image is like those of training."""
+    shutil.rmtree(job.out)
+    image = read_image([job.image(0)])
+    c, s = np.cos(np.radians(40)), np.sin(np.radians(40))
+    tilted = image.geometry.model_copy(update={"direction": ((c, -s, 0.0), (s, c, 0.0), (0.0, 0.0, 1.0))})
+    write_image(job.image(0), image.array[0], tilted)
+    strict = replace(job.predictor, strict=True)
+    with pytest.raises(AutosegError) as caught:
+        predict_cases(strict, job.inputs(), job.out, probabilities=False, reporter=job.reporter)
+    (issue,) = caught.value.issues
+    assert (issue.code, "tilted by 40°" in issue.message, issue.where) == (UNLIKE, True, str(job.image(0)))
+    assert len(list(job.out.glob("*.nii.gz"))) == 1
+    job.predict()
+    entries = [json.loads(line) for line in (job.out / JOURNAL).read_text().splitlines() if '"item"' in line]
+    assert [entry["provenance"]["flags"] for entry in entries] == [[], [UNLIKE]]
