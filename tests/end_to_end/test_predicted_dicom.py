@@ -167,7 +167,7 @@ def test_flags_say_what_of_an_image_is_unlike_training(clinic: Clinic) -> None:
     clinic.predict(series, kind="dicom-seg")
     made = clinic.entry().provenance
     assert made is not None
-    assert made.flags == ("image.constant", "predict.far_from_training")
+    assert made.flags == ("image.constant", "predict.far_from_training", "predict.unlike_training")
 
 
 def test_label_maps_have_the_same_bytes_each_time(clinic: Clinic) -> None:
