@@ -311,6 +311,7 @@ def predict(
     spec, terms = _maybe_path("spec", spec), _maybe_path("terms", terms)
     require_place_for_predictions(out := _path("output", output))
     asked: Any = {"skip_bad": skip_bad, "device": device, "threads": threads, "kind": kind, "terms": terms}
+    asked |= {"probabilities": probabilities, "doubt": doubt, "engine": engine}
     return predict_images(
         model,
         source,
@@ -319,9 +320,6 @@ def predict(
         search={"layout": layout, "spec": spec, "part": None if part is None else parse_part(part)},
         limits={"every_window": every_window, "memory_gb": memory_gb, "strict": strict},
         way=way_of(fast=fast, mirroring=mirroring, step=step, num_folds=folds),
-        engine=engine,
-        probabilities=probabilities,
-        doubt=doubt,
         reporter=reporter,
         **asked,
     )

@@ -383,8 +383,7 @@ def predict(
     options: dict[str, Any] = {
         "layout": layout, "spec": spec, "skip_bad": skip_bad, "probabilities": probabilities, "doubt": doubt,
         "mirroring": mirroring, "fast": fast, "step": step, "folds": folds, "engine": engine,
-        "kind": kind, "terms": terms, "every_window": every_window, "memory_gb": memory_gb, "device": device, "strict": strict,
-        "threads": threads, "part": part, "reporter": make_reporter(),
+        "kind": kind, "terms": terms, "every_window": every_window, "memory_gb": memory_gb, "device": device, "strict": strict, "threads": threads, "part": part, "reporter": make_reporter(),
     }  # fmt: skip
     sent = _cluster_words(cluster, slurm_options, dry_run=False)
     if sent and source is not None and output is not None:

@@ -265,9 +265,7 @@ def predict_cases(
             sink.begin(jobs)
         tracker.advance(len(unread))
         outcomes, errors = _try_images(using, jobs, sink, headers, tracker, reporter.say)
-    _say_notes(watch.notes, reporter.say)
-    if text := watch.summary():
-        reporter.warn(text)
+    _say_notes(watch, reporter)
     written = [sink.shown(job) for job in jobs if job.case_id not in errors]
     if written:
         sink.write_volumes()
@@ -469,6 +467,16 @@ def _prepare_case(
         return prepared
 
 
+def _prepare_read(
+    predictor: Predictor, image: Image, name: str, warn: Callable[[str], None], watch: Watch
+) -> PreparedImage:
+    """An image in memory; warns of what is unlike training."""
+    _warn_of_intensities(image, name, predictor.model.plan, warn, watch)
+    prepared = predictor.prepare(image)
+    _warn_of_unlike(predictor, image, prepared, name, warn, watch)
+    return prepared
+
+
 def _warn_of_unlike(
     predictor: Predictor,
     image: Image,
@@ -538,8 +546,11 @@ def _warn_of_far(
     return {}
 
 
-def _say_notes(notes: Sequence[Issue], say: Callable[[str], None]) -> None:
-    """One line for each kind of notes on how images were read."""
+def _say_notes(watch: Watch, reporter: Reporter) -> None:
+    """One line for each kind of notes on how images were read, and one on images that are odd, if they were many."""
+    notes, say = watch.notes, reporter.say
+    if text := watch.summary():
+        reporter.warn(text)
     for code in dict.fromkeys(note.code for note in notes):
         first, *others = [note for note in notes if note.code == code]
         number = len({note.case for note in others} - {first.case})
@@ -601,9 +612,7 @@ def predict_file(
             predictor = replace(predictor, folder=path.parent)
             tell_needs(predictor, {name: geometry}, reporter.say, probabilities=probabilities)
             if isinstance(image, Image):
-                _warn_of_intensities(image, name, predictor.model.plan, reporter.warn, watch)
-                prepared = predictor.prepare(image)
-                _warn_of_unlike(predictor, image, prepared, name, reporter.warn, watch)
+                prepared = _prepare_read(predictor, image, name, reporter.warn, watch)
                 progress = _Progress(tracker, name)
                 found = predictor.predict_source(prepared, probabilities=probabilities, doubt=doubt, progress=progress)
             else:
@@ -614,7 +623,7 @@ def predict_file(
                 )
         except AutosegError as error:
             raise AutosegError(*_issues({name: error})) from error
-    _say_notes(watch.notes, reporter.say)
+    _say_notes(watch, reporter)
     if dicom is not None and isinstance(image, Inputs):
         dicom.write(path, found.labels, image.cases[0].images)
     else:
