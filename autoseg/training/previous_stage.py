@@ -235,7 +235,8 @@ def disturbance_tables(
     turns = [rows_of_turn(chosen) for chosen in take_turns(disturbances)]
     if turns:
         reach = max(math.floor(operation.radius) for _, rows in turns for _, operation in rows)
-        squares = tables["shape.squares"] = (np.arange(-reach, reach + 1) ** 2).astype(np.int16)
+        squares = (np.arange(-reach, reach + 1) ** 2).astype(np.int16)
+        tables["shape.squares"] = squares
     for turn, (growing, rows) in enumerate(turns):
         operations, name = [operation for _, operation in rows], f"shape.{turn}"
         limits = np.array([operation.radius**2 for operation in operations], np.float32).reshape(-1, *ones, 1)
