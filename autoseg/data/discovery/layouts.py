@@ -74,8 +74,9 @@ SPLIT_NAME = re.compile(r"(?:(?!\{case\}).)*\{case\}\{\w+\}\{class\}.*")
 """A pattern in which the name of the case, which no folder gives, ends where that of the class begins."""
 SEPARATOR = re.compile("[-_. ]+")
 NO_CLASS = re.compile(
-    r"(?i)(?:.*[-_ ])?(?:r|v|rater|reader|observer|obs|expert|annotator|manual|gt|version)[-_ ]?[0-9]*|[0-9]+(?:(?:st|nd|rd|th).*)?|"
-    r"(?:pred|result|output|test|val|train).*"
+    r"(?i)(?:.*[-_ ])?(?:(?:r|v)[-_ ]?[0-9]+|(?:rater|reader|observer|obs|expert|annotator|manual|gt|version)[-_ ]?[0-9]*)|"
+    r"[0-9]+(?:(?:st|nd|rd|th).*)?|"
+    r"(?:pred(?:ict(?:ion|ed)?)?s?|results?|outputs?|test|val(?:id(?:ation)?)?|train(?:ing)?)(?:[-_ 0-9].*)?"
 )
 """What stands where the name of a class could: raters, versions, predictions."""
 Files = dict[str, list[FoundFile]]

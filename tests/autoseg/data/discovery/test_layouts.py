@@ -108,6 +108,7 @@ FOLDERS = {
     "named_masks": (["images/a.png", "images/b_1.png"], ["masks/a_cup.png", "masks/a_disc.png", "masks/b_1_disc.png"]),
     "named_masks ": (["a_ct.nii.gz", "b_ct.nii.gz"], ["a_left lung_seg.nii.gz", "b_left lung_seg.nii.gz"]),
     "named_masks  ": (["a.nii.gz", "ab.nii.gz"], ["a_liver.nii.gz", "ab_liver.nii.gz"]),
+    "named_masks    ": (["a_1_IMG_MR_T1.nrrd"], ["a_1_OAR_Brainstem.seg.nrrd", "a_1_OAR_Parotid_R.seg.nrrd"]),
     "named_masks   ": (["images/a.png", "images/b.png"], ["cup/a.png", "label_disc/a.png", "label_disc/b.png"]),
     "paired_masks": (["images/a.png", "images/b.png"], ["masks/a/cup.png", "masks/a/disc.png", "masks/b/disc.png"]),
     "class_folders": (["images/a.png", "images/b.png"], ["masks/cup/a.png", "masks/disc/a.png", "masks/disc/b.png"]),
@@ -911,6 +912,16 @@ def test_masks_of_raters_are_no_classes(tmp_path, name):
     (tmp_path / "masks" / "a_GTV-1.png").rename(tmp_path / "masks" / f"a_{name}.png")
     with pytest.raises(AutosegError):
         discover_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["Parotid_R", "pulmonary_V", "valve", "testis", "trainer", "predentary bone"])
+def test_classes_whose_names_only_resemble_those_of_raters_and_versions_are_found(tmp_path, name):
+    masks = [f"a/a_OAR_{each}.seg.nrrd" for each in ("Brainstem", name)]
+    write_folder(tmp_path, images=["a/a_IMG_MR_T1.nrrd"], labels=masks)
+    found = discover_dataset(tmp_path)
+    assert {each.name for each in found.labels.classes} == {"OAR_Brainstem", f"OAR_{name}"}
+    write_folder(tmp_path / "plain", images=["images/a.png"], labels=[f"masks/a_{name}.png"])
+    assert [each.name for each in discover_dataset(tmp_path / "plain").labels.classes] == [name]
 
 
 @pytest.mark.parametrize("more", [["p1/c_seg.nii.gz"], []])
