@@ -20,6 +20,16 @@ def count_noun(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def format_duration(seconds: float) -> str:
+    """A duration as text: ``8 s``, ``3 min 20 s``, ``1 h 05 min``."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message that says something, or its type if none does."""
     lines = [line.strip() for line in str(error).splitlines()]

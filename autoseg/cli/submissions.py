@@ -48,7 +48,7 @@ def submit(
     give the same file. Facts that were not confirmed in a source of the challenge are listed.
     """
     if list_all:
-        from autoseg.delivery.submission import list_challenges
+        from autoseg.delivery.challenge_list import list_challenges
 
         typer.echo(list_challenges())
         return

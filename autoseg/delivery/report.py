@@ -38,8 +38,7 @@ from autoseg.issues import Issue
 from autoseg.run_folder import RunFolder
 from autoseg.storage.atomic import load_document, write_text
 from autoseg.tracking.callbacks import HISTORY_FILE, EpochRecord, read_history, read_issues
-from autoseg.tracking.progress import format_duration
-from autoseg.wording import count_noun
+from autoseg.wording import count_noun, format_duration
 from planners import DecisionRecord, Document, Edit, Plan, Schedule
 
 ABSENT = "–"

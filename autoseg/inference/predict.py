@@ -56,8 +56,8 @@ from autoseg.issues import AutosegError, Issue
 from autoseg.run_folder import require_folder_for_predictions, run_of
 from autoseg.storage.atomic import remove_claims, remove_orphans, write_error
 from autoseg.storage.cache import key_of
-from autoseg.tracking.progress import Reporter, SilentReporter, Tracker, format_duration
-from autoseg.wording import count_noun, shorten
+from autoseg.tracking.progress import Reporter, SilentReporter, Tracker
+from autoseg.wording import count_noun, format_duration, shorten
 from planners import IntensityStatistics, Plan
 
 WAIT_S = 0.5

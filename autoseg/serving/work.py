@@ -24,8 +24,8 @@ from autoseg.issues import AutosegError, Issue
 from autoseg.serving.documents import DICOM, FILE_NAMES, ClassInfo, ClassVolume, Format, JobStatus, ModelInfo
 from autoseg.serving.jobs import Job, Jobs
 from autoseg.serving.uploads import series_path, without_paths
-from autoseg.tracking.progress import Reporter, format_duration
-from autoseg.wording import first_line
+from autoseg.tracking.progress import Reporter
+from autoseg.wording import first_line, format_duration
 from datasets_spec import coded_classes
 
 logger = logging.getLogger(__name__)

@@ -8,8 +8,7 @@ from autoseg.issues import Issue
 from autoseg.settings import sets_steps
 from autoseg.stages.plan import plan_edits
 from autoseg.stages.run import Run
-from autoseg.tracking.progress import format_duration
-from autoseg.wording import count_noun
+from autoseg.wording import count_noun, format_duration
 from planners import FEWEST_STEPS, Plan, Schedule, Severity, Training, describe_outlook, find_short_budget
 
 

@@ -21,8 +21,8 @@ from autoseg.settings import Settings, as_arguments
 from autoseg.storage.atomic import load_document, load_or_none, save_document
 from autoseg.storage.cache import key_of
 from autoseg.tracking.callbacks import HISTORY_FILE, Callback, read_history
-from autoseg.tracking.progress import Reporter, SilentReporter, format_duration
-from autoseg.wording import as_line, count_noun
+from autoseg.tracking.progress import Reporter, SilentReporter
+from autoseg.wording import as_line, count_noun, format_duration
 from planners import (
     Document,
     Fingerprint,

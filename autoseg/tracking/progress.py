@@ -20,7 +20,7 @@ from rich.text import Text
 from autoseg.issues import AutosegError, Issue
 from autoseg.storage.atomic import save_document
 from autoseg.tracking.callbacks import Callback, EpochRecord, FoldEnd, FoldStart, Moment, StepRecord
-from autoseg.wording import grouped
+from autoseg.wording import format_duration, grouped
 
 logger = logging.getLogger(__name__)
 BAR_WIDTH = 20
@@ -58,16 +58,6 @@ class Reporter(Protocol):
 
     def phase(self, title: str, at_most_s: float | None = None) -> AbstractContextManager[None]:
         """A context manager for work without units, such as ``Planning``, and how long it takes at most, if known."""
-
-
-def format_duration(seconds: float) -> str:
-    """A duration as text: ``8 s``, ``3 min 20 s``, ``1 h 05 min``."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 class RunClock:

@@ -143,6 +143,7 @@ CALLS = [
     (["predict", "m", "i", "o", "--tta"], 2, "unless `--no-mirroring` is given"),
     (["run", "--help"], 0, "\nTraining:\n  --budget TIME"),
     (["--version"], 0, autoseg.__version__),
+    (["submit", "--list"], 0, "a zip of label maps"),
     (["run", "data", "--epochs", "5"], 2, "--set schedule.epochs=NUMBER"),
     (["train", "data", "-tr", "nnUNetTrainerDA5"], 2, "no trainer classes"),
     (["predict", "m", "i", "o", "--disable_tta"], 2, "--no-mirroring"),

@@ -8,7 +8,7 @@ import pytest
 
 from autoseg.issues import AutosegError, Issue
 from autoseg.storage.atomic import atomic_write, load_document, save_document
-from autoseg.tracking.progress import format_duration
+from autoseg.wording import format_duration
 from planners import LabelClass, Labels
 
 LABELS = Labels(classes=(LabelClass(name="a", values=(1,)),))

@@ -24,7 +24,8 @@ from autoseg.evaluation.scoring import reference_labels
 from autoseg.imaging.orientation import align_label_map
 from autoseg.imaging.readers import image_ending, read_header, read_image, read_label_map, write_image
 from autoseg.issues import AutosegError, Issue
-from autoseg.tracking.progress import Reporter, format_duration
+from autoseg.tracking.progress import Reporter
+from autoseg.wording import format_duration
 from datasets_spec.container import CASE, ContainerTable
 
 HEALTH_S = 10.0

@@ -7,8 +7,7 @@ from typing import Literal
 
 from autoseg.delivery.container.program import ContainerProgram
 from autoseg.issues import Issue
-from autoseg.tracking.progress import format_duration
-from autoseg.wording import count_noun, shorten
+from autoseg.wording import count_noun, format_duration, shorten
 from planners import Document
 
 CLOSE = 0.8
