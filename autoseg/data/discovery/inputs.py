@@ -51,6 +51,10 @@ from datasets_spec.layout import FIELD, NamedVolumes
 
 NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 """``CASE_0000``: a channel, as in nnU-Net's folders, or simply the name of a case."""
+UNOPENED = re.compile(
+    r"(?i).*\.(?:zip|tar|tgz|tar\.(?:gz|bz2|xz)|7z|rar|part|partial|filepart|crdownload|download|aria2|tmp)"
+)
+"""Archives and unfinished downloads: what is in them may be images."""
 MOST_NESTED = 10
 """Folders between the one given and an image; deeper ones are named, and not opened."""
 CHANNEL = "channel"
@@ -123,7 +127,9 @@ def _images_of(files: Sequence[Path]) -> LooseImages:
 
 def _walk(folder: Path, above: tuple[str, ...], found: LooseImages, inside: frozenset[Path]) -> None:
     real = folder.resolve()
-    if real in inside:  # a link to a folder above
+    if real in inside:
+        message = f"skipped: a link to the folder {real}, which it lies in"
+        found.issues.append(_note(code="predict.skipped", where=str(folder), message=message, fix="remove the link"))
         return
     try:
         entries = sorted(entry for entry in folder.iterdir() if not is_debris(entry))
@@ -144,26 +150,38 @@ def _walk(folder: Path, above: tuple[str, ...], found: LooseImages, inside: froz
         found.issues.append(
             _note(code="predict.hidden", where=str(folder), message=message, fix="rename what should be predicted")
         )
+    found.issues.extend(_unopened(folder, entries))
     if not is_series:
         found.issues.extend(_unfetched(entries, "_".join(above) or real.name))
     for entry in (each for each in entries if not each.name.startswith("_")):
         if foreign_ending(entry):
             found.foreign.append(entry)
         elif entry.is_dir():
-            if len(above) < MOST_NESTED:
-                _walk(entry, (*above, entry.name), found, inside | {real})
-            else:
-                message = f"not opened: more than {MOST_NESTED} folders deep"
-                found.issues.append(
-                    _note(
-                        code="predict.too_deep",
-                        where=str(entry),
-                        message=message,
-                        fix="pass a folder nearer to the images",
-                    )
-                )
+            _descend(entry, (*above, entry.name), found, inside | {real})
         elif image_ending(entry) and not (is_series and image_ending(entry) == ".dcm"):
             _take(entry, "_".join((*above, image_stem(entry))), found)
+
+
+def _descend(folder: Path, above: tuple[str, ...], found: LooseImages, inside: frozenset[Path]) -> None:
+    """`_walk` a folder below another, with a note where it lies too deep, or only its name is that of an image."""
+    if len(above) > MOST_NESTED:
+        message, fix = f"not opened: more than {MOST_NESTED} folders deep", "pass a folder nearer to the images"
+        found.issues.append(_note(code="predict.too_deep", where=str(folder), message=message, fix=fix))
+        return
+    before = len(found.images) + len(found.issues) + len(found.foreign)
+    _walk(folder, above, found, inside)
+    if image_ending(folder) and before == len(found.images) + len(found.issues) + len(found.foreign):
+        message = "skipped: a folder without images, though named like an image"
+        found.issues.append(_note(code="predict.skipped", where=str(folder), message=message, fix=""))
+
+
+def _unopened(folder: Path, entries: Sequence[Path]) -> Iterator[Issue]:
+    """A note on archives and unfinished downloads in a folder."""
+    names = [each.name for each in entries if UNOPENED.fullmatch(each.name) and each.is_file()]
+    if names:
+        message = f"skipped {count_noun(len(names), 'file')}, archives or unfinished downloads: {shorten(names)}"
+        fix = "unpack or fetch what should be predicted"
+        yield _note(code="predict.skipped", where=str(folder), message=message, fix=fix)
 
 
 def _take(file: Path, name: str, found: LooseImages) -> None:
@@ -217,7 +235,8 @@ def labels_beside_images(folder: Path) -> frozenset[Path]:
         match = best_match(match_layouts(root, layouts))
     except AutosegError:
         return frozenset()
-    return frozenset((root / path).resolve() for path in match.label_files)
+    images = {(root / file.path).resolve() for found in match.images.values() for file in found}
+    return frozenset((root / path).resolve() for path in match.label_files) - images  # a link leads to an image itself
 
 
 def find_inputs(

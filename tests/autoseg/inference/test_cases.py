@@ -329,11 +329,29 @@ def test_links_to_nothing_and_empty_files_are_one_bad_case_each(tmp_path) -> Non
     write(tmp_path / "a.nii.gz")
     (tmp_path / "b.nii.gz").symlink_to(tmp_path / "absent" / "b.nii.gz")
     (tmp_path / "c.nii.gz").touch()
-    (tmp_path / "loop").symlink_to(tmp_path)
     found = find(tmp_path, trained_on(["MRI"]))
     assert [case.case_id for case in found.cases] == ["a"]
     assert [issue.case for issue in found.issues] == ["b", "c"]
     assert found.issues[0].code == "predict.broken_link"
+
+
+def test_archives_unfinished_downloads_looped_links_and_folders_named_like_images_are_named(tmp_path) -> None:
+    write(tmp_path / "a.nii.gz")
+    (tmp_path / "d.nii.gz").mkdir()
+    write(tmp_path / "e.nii.gz" / "f.nii.gz")
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "loop").symlink_to(tmp_path)
+    for name in ("b.nii.gz.part", "more.ZIP", "notes.docx", "labels.csv"):
+        (tmp_path / name).touch()
+    reporter = Listening()
+    found = find(tmp_path, trained_on(["MRI"]), reporter=reporter)
+    assert [case.case_id for case in found.cases] == ["a", "e.nii.gz_f"], "the loop makes no label map of an image"
+    assert not found.issues
+    lines = "".join(reporter.lines)
+    assert "b.nii.gz.part, more.ZIP" in lines
+    assert "d.nii.gz" in lines
+    assert "loop" in lines
+    assert not any(name in lines for name in ("e.nii.gz", "plain", "notes", "labels.csv"))
 
 
 def test_a_damaged_header_among_images_leaves_the_others_to_be_predicted(tmp_path) -> None:
