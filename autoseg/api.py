@@ -111,18 +111,24 @@ def train(
     configuration: str | None = None,
     fold: int | None = None,
     wait: bool = False,
+    within: str | float | None = None,
     cluster: str | None = None,
     slurm_options: str = "",
     **options: Any,
 ) -> Run:
     """Train and validate all that is scheduled, or one ``configuration`` or ``fold``. Other arguments as of `run`.
 
-    Where another process trains what is asked for, that is an error, or, with ``wait``, waited for.
+    Where another process trains what is asked for, that is an error, or, with ``wait``, waited for. ``within`` a time (``"20m"``, or
+    seconds) a ``fold`` of a ``configuration`` is trained and validated, if a budget decides how long: its steps follow the pace.
     """
     only: dict[str, Any] = {"configuration": configuration, "fold": fold}
     if cluster is not None:
         return _run_there(dataset, out, options, cluster=cluster, slurm_options=slurm_options, until="train", **only)
-    return _lead(partial(_until, "validate"), dataset, out, options, waits=wait, **only)
+    if within is not None and (configuration is None or fold is None):
+        message, fix = "is the time of one training", "add --configuration and --fold, or omit it"
+        raise AutosegError(Issue(code="settings.contradiction", where="--within", message=message, fix=fix))
+    within_s = None if within is None else _seconds("--within", within)
+    return _lead(partial(_until, "validate"), dataset, out, options, waits=wait, within_s=within_s, **only)
 
 
 def _lead(

@@ -173,7 +173,7 @@ def do_work(run: Run, work: Work) -> bool:
             work.do()
         return True
     folder = run.folder
-    with hold_lock(folder.lock(work.name), what=work.what, wait=work.wait, say=run.say):
+    with hold_lock(folder.lock(work.name), what=work.what, wait=work.wait or run.waits, say=run.say):
         reasons = _why_outdated(folder, work, work.inputs())
         if not reasons:
             shutil.rmtree(folder.cache(work.name), ignore_errors=True)  # of a call that was killed at its very end

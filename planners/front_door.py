@@ -68,6 +68,7 @@ from planners.schedule.cost import (
     extrapolated,
     modest_width,
     queue_s,
+    stretch_to_fit,
 )
 from planners.schedule.documents import (
     Conditions,
@@ -222,6 +223,7 @@ __all__ = [
     "smoothed_slowdown",
     "starves",
     "steps_left_s",
+    "stretch_to_fit",
     "survivors",
     "transpose",
     "trial_training",

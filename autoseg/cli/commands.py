@@ -123,6 +123,16 @@ def train(
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait for a fold that another process trains, instead of refusing.")
     ] = False,
+    within: Annotated[
+        str | None,
+        typer.Option(
+            "--within",
+            metavar="TIME",
+            help="Time for the one fold of --configuration and --fold, validation included, e.g. 20m: where a budget decides, its steps "
+            "follow the pace.",
+            show_default=False,
+        ),
+    ] = None,
     cluster: ClusterOption = None,
     slurm_options: SlurmOption = "",
     dry_run: DryRunOption = False,
@@ -134,7 +144,7 @@ def train(
         if dry_run:
             return _show_scripts(autoseg.api.job_scripts(dataset, out, until="train", **sent, **options))
         options |= sent
-    done = autoseg.train(dataset, out, wait=wait, **options)
+    done = autoseg.train(dataset, out, wait=wait, within=within, **options)
     if done.ranks is None or not done.ranks.rank:
         typer.echo(f"Models: {done.folder.models}")
 

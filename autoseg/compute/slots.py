@@ -33,6 +33,9 @@ class Slots:
     """Whether to stop: no further task is begun, and those under way save their last step and end."""
     look: Callable[[Running], None] = lambda running: None
     """Called again and again while tasks are done."""
+    words: Callable[[Task, Running, Sequence[Task]], Sequence[str] | None] = lambda task, running, waiting: ()
+    """More options of the command of a task that is about to begin, beside those under way and before those that wait; None: it is left
+    out."""
 
     def run(
         self, name: str, tasks: Sequence[Task], *, say: Callable[[str], None], done: Callable[[Task], None]
@@ -44,7 +47,7 @@ class Slots:
         try:
             while queue.running or (queue.waiting and not self.should_stop()):
                 self._begin(queue)
-                self.look({slot: task for slot, (task, _) in queue.running.items()})
+                self.look(queue.tasks)
                 time.sleep(LOOK_S)
                 for slot, (task, process) in list(queue.running.items()):
                     if (code := process.poll()) is not None:
@@ -65,13 +68,14 @@ class Slots:
                 _close_pipe(process)
             return
         for slot in [each for each in range(len(self.devices)) if each not in queue.running]:
-            if queue.waiting:
+            while queue.waiting and slot not in queue.running:
                 task = queue.waiting.popleft()
-                queue.running[slot] = (task, self._start(task, self.devices[slot]))
+                if (words := self.words(task, queue.tasks, queue.waiting)) is not None:
+                    queue.running[slot] = (task, self._start(task, self.devices[slot], words))
 
-    def _start(self, task: Task, device: str) -> subprocess.Popen[bytes]:
+    def _start(self, task: Task, device: str, words: Sequence[str]) -> subprocess.Popen[bytes]:
         task.save(place=device, state="running")
-        call = [sys.executable, "-c", TIED, *task.command, "--device", device, *self.options]
+        call = [sys.executable, "-c", TIED, *task.command, "--device", device, *self.options, *words]
         with task.log.open("ab") as file:
             # a session of its own: Ctrl-C reaches this process alone, which then asks each once
             return subprocess.Popen(
@@ -111,6 +115,10 @@ class _Queue:
     """Tasks that are being done, with their processes, by number of the slot."""
     deaths: Counter[str] = field(default_factory=Counter)
     issues: list[Issue] = field(default_factory=list)
+
+    @property
+    def tasks(self) -> Running:
+        return {slot: task for slot, (task, _) in self.running.items()}
 
 
 def _close_pipe(process: subprocess.Popen[bytes]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from autoseg.settings import sets_steps
@@ -91,7 +91,12 @@ class Pacer(Callback):
     def expected_s(self, done: int) -> float:
         """What is left of the run after so many steps of the first fold, at the planned pace."""
         kept = sum(self.schedule.steps_of(*job) > 0 for job in self.left)
-        return steps_left_s(self.schedule, self.left, done=done) + kept * self.fold_s + self.schedule.expected_rest_s
+        return steps_left_s(self.schedule, self.left, done=done) + kept * self.fold_s + self.rest_s
+
+    @property
+    def rest_s(self) -> float:
+        """All that comes after the trainings, at the planned pace; none of a call that trains one fold."""
+        return self.schedule.expected_rest_s if self.run.within_s is None else 0.0
 
     def predicted(self, seconds: float) -> None:
         """Predicting and scoring the validation cases of the last fold took so long."""
@@ -106,8 +111,9 @@ class Pacer(Callback):
         while self.left and self.left[0] != (fold.configuration, fold.fold):  # trained by another process
             self.left = self.left[1:]
         if self.ends is None:
-            expected_s = self.expected_s(fold.steps_done)
-            self.ends, self.window_s = time.monotonic() + expected_s, max(PACE_S, PACE_SHARE * expected_s)
+            expected_s, within_s = self.expected_s(fold.steps_done), self.run.within_s
+            self.ends = time.monotonic() + expected_s if within_s is None else self.run.started + within_s
+            self.window_s = max(PACE_S, PACE_SHARE * expected_s)
             name = fold.configuration
             self.before = expected_step_s(self.schedule, name) / planned_step_s(self.schedule, name)
         self.earlier_s = fold.earlier_s
@@ -140,7 +146,7 @@ class Pacer(Callback):
             done=done,
             step_s=self.step_s,
             left_s=self.ends - now,
-            rest_s=self.schedule.expected_rest_s,
+            rest_s=self.rest_s,
             fold_s=self.fold_s,
             caution=self.caution,
             whole=self.whole,
@@ -155,11 +161,7 @@ class Pacer(Callback):
         self.schedule = save_revisions(self.run, revisions)
         now = {job: self.schedule.steps_of(*job) for job in self.left}
         self.tracker.extend(sum(now.values()) - sum(before.values()))
-        for each in revisions:
-            job = (each.configuration, each.fold)
-            if bool(before[job]) != bool(now[job]):
-                verb = "is trained after all" if now[job] else "is left out"
-                self.run.say(f"{each.configuration}, fold {each.fold}, {verb}: {each.reason}")
+        say_left_out(self.run, revisions, before)
         (name, fold), first = self.left[0], revisions[0]
         if not first.num_steps:
             self.gives_up = True
@@ -169,6 +171,14 @@ class Pacer(Callback):
             self.said = first.num_steps
             self.run.say(f"{name}, fold {fold}: {first.num_steps} steps instead of {planned}: {first.reason}")
         return first
+
+
+def say_left_out(run: Run, revisions: Sequence[Revision], before: Mapping[tuple[str, int], int]) -> None:
+    """Say which folds are left out from now on, and which no longer are; they had ``before`` so many steps."""
+    for each in revisions:
+        if bool(before[each.configuration, each.fold]) != bool(each.num_steps):
+            verb = "is trained after all" if each.num_steps else "is left out"
+            run.say(f"{each.configuration}, fold {each.fold}, {verb}: {each.reason}")
 
 
 def fold_s(schedule: Schedule) -> float:

@@ -71,6 +71,8 @@ class Run:
     """If set, this call trains only that fold."""
     waits: bool = False
     """Whether to wait where another process trains what is asked for, instead of refusing."""
+    within_s: float | None = None
+    """Seconds that the one fold may take which this call trains, validation included: its steps follow the pace."""
     added_s: float | None = None
     """Seconds that this call adds to the budget (``--budget +1h``)."""
     trains: bool = True

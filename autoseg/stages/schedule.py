@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from autoseg.data.dataset import DatasetDescription
 from autoseg.data.splits import Splits
@@ -69,6 +70,8 @@ from planners import (
 if TYPE_CHECKING:
     from autoseg.inference.bundle import ModelFiles
 
+Found = TypeVar("Found")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
@@ -91,20 +94,27 @@ class Prepared:
 
 def read_prepared(run: Run) -> Prepared:
     """The results of the stages before training. Raises `AutosegError` if any is missing."""
-    schedule, written = run.schedule, written_schedule(run)
+
+    def has_other_revisions() -> bool:
+        written = written_schedule(run)
+        return written is not None and written.revisions != run.schedule.revisions
+
+    replays = run.settings.schedule is not None or (
+        has_other_revisions() and _when_nobody_writes(run, has_other_revisions)
+    )
     return Prepared(
         dataset=run.dataset,
         plan=run.plan,
-        schedule=schedule,
+        schedule=run.schedule,
         splits=run.splits,
         pretrained=open_pretrained(run),
-        replays=run.settings.schedule is not None or (written is not None and written.revisions != schedule.revisions),
+        replays=replays,
     )
 
 
 def save_revisions(run: Run, revisions: Sequence[Revision], *, all_of: tuple[str, int] | None = None) -> Schedule:
     """Add ``revisions`` to ``schedule.json``, or replace all of a fold; no edits by the user. Returns the schedule with them."""
-    with hold_lock(run.folder.lock("schedule"), what="the schedule", wait=True, say=run.say):
+    with hold_lock(run.folder.lock("schedule"), what="the schedule", wait=True, say=run.say), _revisions_lock(run):
         schedule = with_revisions(run.schedule, revisions, all_of=all_of)
         record = read_record(run.folder, "schedule")
         save_document(run.folder.schedule, schedule)
@@ -212,9 +222,23 @@ def read_schedule(run: Run) -> Schedule | None:
 
 
 def edited_by_user(run: Run) -> Schedule | None:
-    """The run's ``schedule.json`` where the user edited it."""
-    found = read_schedule(run)
-    return found if found is not None and is_edited(run, "schedule", run.folder.schedule, Schedule) else None
+    """The run's ``schedule.json`` where the user edited it; not where another process just adds a revision."""
+
+    def is_there() -> bool:
+        return read_schedule(run) is not None and is_edited(run, "schedule", run.folder.schedule, Schedule)
+
+    return read_schedule(run) if is_there() and _when_nobody_writes(run, is_there) else None
+
+
+def _when_nobody_writes(run: Run, find: Callable[[], Found]) -> Found:
+    """What is found of ``schedule.json`` and its record while no other process adds revisions to them."""
+    with _revisions_lock(run):
+        return find()
+
+
+def _revisions_lock(run: Run) -> AbstractContextManager[None]:
+    """Apart from the lock of the stage, which whoever looks for edits may hold."""
+    return hold_lock(run.folder.lock("revisions"), what="the schedule's revisions", wait=True, say=run.say)
 
 
 def written_schedule(run: Run) -> Schedule | None:
@@ -224,8 +248,12 @@ def written_schedule(run: Run) -> Schedule | None:
 
 def schedule_edits(run: Run) -> tuple[Edit, ...]:
     """What the user changed in ``schedule.json``, next to the values that were written."""
-    written = written_schedule(run)
-    return () if written is None else find_edits(written, run.schedule)
+
+    def find() -> tuple[Edit, ...]:
+        written = written_schedule(run)
+        return () if written is None else find_edits(written, run.schedule)
+
+    return find() and _when_nobody_writes(run, find)
 
 
 def _belong_together(run: Run) -> bool:

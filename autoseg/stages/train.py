@@ -70,15 +70,19 @@ def train(run: Run) -> Generator[Work, None, None]:
     left = _untrained(run, jobs, keys)
     if left and run.trains and (run.ddp or run.ranks is not None):
         require_shares(run, prepared)
+    keeps_time = not prepared.replays and follows_clock(run)
+    is_whole, whole = jobs == all_jobs(prepared.schedule), first_stages(prepared)
     if run.trains and min(run.num_devices, len(left)) > 1:
         from autoseg.stages.side_by_side import train_side_by_side  # likewise
 
-        yield Work(name="train", what="the trainings", do=lambda: train_side_by_side(run))
-        left = _untrained(run, jobs, keys)
+        yield Work(name="train", what="the trainings", do=lambda: train_side_by_side(run, keeps_time and is_whole))
+        prepared, left = read_prepared(run), _untrained(run, jobs, keys)
+    if run.within_s is not None:
+        whole = tuple(training.configuration for training, _ in jobs)  # others decide what is left out
     steps = sum(prepared.schedule.steps_of(*pair) for pair in names_of(jobs))
     with run.reporter.track("Training", steps) as tracker:
-        pacer = Pacer(run=run, schedule=prepared.schedule, tracker=tracker, left=left, whole=first_stages(prepared))
-        pacer.is_active = not prepared.replays and follows_clock(run) and jobs == all_jobs(prepared.schedule)
+        pacer = Pacer(run=run, schedule=prepared.schedule, tracker=tracker, left=left, whole=whole)
+        pacer.is_active = keeps_time and (is_whole or run.within_s is not None)
         for training, fold in jobs:
             pair = training.configuration, fold
             if not pacer.schedule.steps_of(*pair):

@@ -305,9 +305,29 @@ def spread_h(jobs: Sequence[float], gpus: int) -> float:
     return queue_s(sorted(jobs, reverse=True), gpus)
 
 
-def queue_s(jobs: Iterable[float], devices: int) -> float:
-    """Time until the last of ``jobs`` (time each) is done: in order, each on the device that is free first."""
-    busy = [0.0] * devices
+def queue_s(jobs: Iterable[float], devices: int, *, busy_s: Sequence[float] = ()) -> float:
+    """Time until the last of ``jobs`` (time each) is done: in order, each on the device that is free first.
+
+    ``busy_s``: the times for which some of the devices are busy already.
+    """
+    busy = [*busy_s, *[0.0] * (devices - len(busy_s))]
     for time in jobs:
         busy[busy.index(min(busy))] += time
     return max(busy)
+
+
+def stretch_to_fit(jobs: Sequence[float], devices: int, *, left_s: float, busy_s: Sequence[float] = ()) -> float:
+    """By what all times of ``jobs`` may be multiplied such that the last one is done in ``left_s`` seconds; see `queue_s`.
+
+    Found within 2^-40 by halving. 0 where no time is left, 1 for jobs that take none.
+    """
+    if not any(jobs):
+        return 1.0
+    low, high = 0.0, max(0.0, left_s) / max(jobs)
+    if queue_s([each * high for each in jobs], devices, busy_s=busy_s) <= left_s:
+        return high
+    for _ in range(40):
+        middle = (low + high) / 2
+        fits = queue_s([each * middle for each in jobs], devices, busy_s=busy_s) <= left_s
+        low, high = (middle, high) if fits else (low, middle)
+    return low

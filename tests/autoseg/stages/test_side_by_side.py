@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -10,7 +11,9 @@ import pytest
 import torch
 from builders import Job, Listening
 
+from autoseg.compute.cluster import Task
 from autoseg.compute.executor import USABLE_SHARE, WORKER_BYTES
+from autoseg.data.splits import Splits
 from autoseg.issues import AutosegError
 from autoseg.stages import side_by_side
 from autoseg.stages.begin import _devices_of_one_model
@@ -18,13 +21,13 @@ from autoseg.stages.cluster import training_task
 from autoseg.stages.pace import fold_s
 from autoseg.stages.run import Run
 from autoseg.stages.schedule import Prepared, read_prepared
-from autoseg.stages.side_by_side import View, devices_that_fit
+from autoseg.stages.side_by_side import Clock, View, devices_that_fit
 from autoseg.stages.train import all_keys
-from autoseg.storage.atomic import save_document
+from autoseg.storage.atomic import load_document, save_document
 from autoseg.tracking.callbacks import MOMENT_FILE, Moment
 from autoseg.tracking.progress import Tracker
 from autoseg.training.preflight import needed_bytes
-from planners import expected_step_s
+from planners import Schedule, expected_step_s
 
 
 @dataclass
@@ -45,11 +48,25 @@ class Watched(Listening):
         self.notes.append((amount, "found"))
 
     def extend(self, amount: float) -> None:
-        raise AssertionError(amount)
+        self.notes.append((amount, "more"))
 
     @contextmanager
     def track(self, title: str, total: float) -> Iterator[Tracker]:
         yield self
+
+
+@dataclass
+class Timer:
+    """A clock that stands still until it is set."""
+
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def job_schedule(job: Job) -> Schedule:
+    return load_document(Schedule, job.folder.schedule)
 
 
 def opened(job: Job, *devices: str) -> tuple[Run, Prepared, Watched]:
@@ -96,6 +113,69 @@ def test_one_view_shows_all_trainings_and_the_time_of_the_whole_run(job: Job, mo
     tasks[1].save(place="cuda:2", state="finished")
     view.done(tasks[1])
     assert watched.lines[-1] == "2d, fold 1: trained and validated on cuda:2, 8 s a step"
+
+
+def seconds(words: Sequence[str] | None) -> float:
+    """Of ``--within 12s``."""
+    assert words is not None
+    assert words[0] == "--within"
+    return float(words[1].removesuffix("s"))
+
+
+@pytest.fixture
+def three(job: Job, monkeypatch: pytest.MonkeyPatch) -> tuple[Run, Clock, list[Task], Timer]:
+    """Three folds of 1000 steps of a second on two devices, 100 s for predictions of each and 50 s for all after them."""
+    known = job_schedule(job)
+    (measured,) = known.conditions.measurements
+    measured = measured.model_copy(update={"step_s": 1.0, "base_features": known.trainings[0].base_features})
+    changed = {
+        "conditions": known.conditions.model_copy(update={"measurements": (measured,)}),
+        "num_folds": 3,
+        "trainings": tuple(t.model_copy(update={"num_steps": 1000, "compiled": False}) for t in known.trainings),
+        "expected_validation_s": 300.0,
+        "expected_rest_s": 50.0,
+    }
+    save_document(job.folder.schedule, known.model_copy(update=changed))
+    splits = load_document(Splits, job.folder.splits)
+    save_document(job.folder.splits, splits.model_copy(update={"folds": (*splits.folds, splits.folds[0])}))
+    shutil.rmtree(job.folder.models)
+    job.folder.cluster.mkdir()
+    timer = Timer()
+    monkeypatch.setattr(side_by_side.time, "monotonic", timer)
+    run, prepared, _ = opened(job, "cuda:0", "cuda:1")
+    keys = all_keys(run, prepared)
+    tasks = [training_task(run, prepared, ("2d", fold), keys["2d", fold]) for fold in (0, 1, 2)]
+    return run, Clock(run=run, prepared=prepared, devices=2, tasks=tasks), tasks, timer
+
+
+def test_each_fold_gets_its_share_of_the_time_of_all_devices(three: tuple[Run, Clock, list[Task], Timer]) -> None:
+    """Two folds follow each other on one of two devices: 2200 s and 50 s for the rest."""
+    run, clock, tasks, timer = three
+    assert clock.ends == 2250
+    assert seconds(clock.words(tasks[0], {}, tasks[1:])) == 1100
+    assert seconds(clock.words(tasks[1], {0: tasks[0]}, tasks[2:])) == 1100
+    assert run.schedule.revisions == ()
+    timer.now = 1500.0  # the first one took 400 s more than it had
+    (words := clock.words(tasks[2], {1: tasks[1]}, []))
+    assert seconds(words) == pytest.approx(700, abs=1)
+    (revision,) = run.schedule.revisions
+    assert (revision.fold, revision.step, revision.num_steps) == (2, 0, 600)
+
+
+def test_what_would_get_too_few_steps_is_left_out_and_what_was_begun_goes_on(
+    three: tuple[Run, Clock, list[Task], Timer],
+) -> None:
+    run, clock, tasks, timer = three
+    for task, running in ((tasks[0], {}), (tasks[1], {0: tasks[0]})):
+        clock.words(task, running, [each for each in tasks if each not in (task, *running.values())])
+    moment = Moment(key=clock.keys["2d", 1], step=400, num_steps=1000, step_s=1.0)
+    save_document(run.folder.fold("2d", 1) / MOMENT_FILE, moment)
+    timer.now = 1900.0
+    assert seconds(clock.words(tasks[1], {0: tasks[0]}, [tasks[2]])) >= 150  # its process was killed; 300 s are left
+    assert run.schedule.steps_of("2d", 1) == 1000
+    timer.now = 2060.0
+    assert clock.words(tasks[2], {1: tasks[1]}, []) is None
+    assert run.schedule.steps_of("2d", 2) == 0
 
 
 def test_one_model_needs_a_gpu_for_each_process() -> None:
