@@ -127,7 +127,8 @@ def revise(
     if abs(time_for_steps(kept) / needed - 1) <= most_departure:
         return ()
     totals = _divided(schedule, walked, paces, time_for_steps, whole, quickest=min(1.0, usual_step_s / step_s))
-    pace = f"a step takes {step_s:.2g} s instead of {expected_step_s(schedule, name):.2g} s"
+    now, before = (f"{each:.2g} s" for each in (step_s, expected_step_s(schedule, name)))
+    pace = f"a step takes {now}" + (f" instead of {before}" if now != before else "")
     takes = needed + max(0.0, left_s) - time_for_steps(kept)
     reason = f"{pace}: {max(0.0, left_s):.0f} s are left for what takes {takes:.0f} s"
     return tuple(

@@ -107,6 +107,11 @@ def test_a_machine_that_is_half_as_fast_gives_all_folds_half_of_what_was_left() 
     assert found[0].reason == "a step takes 1 s instead of 0.5 s: 352 s are left for what takes 672 s"
 
 
+def test_where_only_time_was_lost_the_reason_names_one_pace() -> None:
+    found = revise(schedule_of(), FOLDS, done=0, step_s=0.5, left_s=80.0, rest_s=0.0)
+    assert found[0].reason == "a step takes 0.5 s: 80 s are left for what takes 100 s"
+
+
 def test_predictions_slow_down_as_much_as_was_measured() -> None:
     """As before: 32 s of the 352 s are for predictions, those of each fold among them, at half the pace of steps."""
     schedule = schedule_of(training_of(400))
