@@ -267,7 +267,7 @@ OPTIONS = {
     "fingerprint": FINGERPRINT | {"--cluster"},
     "preprocess": PREPROCESS | {"--cluster"},
     "schedule": (RUN | {"--cluster"}) - {"--track"},
-    "train": RUN | SENT | {"--configuration", "--fold", "--wait"},
+    "train": RUN | SENT | {"--configuration", "--fold", "--wait", "--within"},
     "select": (RUN | {"--cluster", "--select-by"}) - {"--replan"},
     "report": (RUN | {"--select-by"}) - {"--replan"},
     "status": set(),

@@ -40,7 +40,9 @@ def write_names(folder: Path, labels: Labels, calibration: Calibration | None) -
         "entropy": "0: sure, 1: nothing is known; of calibrated probabilities",
         "disagreement": "share of the networks of folds that decide otherwise than most of them",
     }
-    write_text(folder / NAMES, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    path, text = folder / NAMES, json.dumps(about, indent=1, ensure_ascii=False) + "\n"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
 
 
 def write_all_maps(

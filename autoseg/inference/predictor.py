@@ -442,8 +442,11 @@ def without_contrast(image: Image, plan: Plan) -> list[str]:
 
 
 def unlike_training(model: Model, image: Image, prepared: PreparedImage, *, is_far: bool) -> list[str]:
-    """In which ways an image is unlike all those of training, in words; with ``is_far`` its voxels and field of view were named before."""
-    if model.usual is None:
+    """In which ways an image is unlike all those of training, in words; with ``is_far`` its voxels and field of view were named before.
+
+    Nothing more is said of an image with a channel of one value (`without_contrast`).
+    """
+    if model.usual is None or without_contrast(image, model.plan):
         return []
     placement = next(iter(prepared.inputs.values())).placement
     spacing_mm, extent_mm = [0.0] * 3, [0.0] * 3

@@ -136,7 +136,7 @@ def unlike(
     ``place``: its spacing and the extent of its non-zero box in mm along canonical axes (z, y, x); none: these are not compared.
     """
     words = [] if place is None else _far(usual, *place)
-    if usual.has_directions and not look.has_directions:
+    if place is not None and usual.has_directions and not look.has_directions:  # a slice on its own has none
         words.append("its file stores no orientation, those of training did")
     elif look.tilt_deg > usual.tilt_deg + TILTED_DEG:
         words.append(

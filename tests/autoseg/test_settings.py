@@ -131,6 +131,7 @@ def test_without_options_nothing_is_left_out_fixed_or_switched_off() -> None:
 def test_options_of_the_machine_change_no_result() -> None:
     assert {name for name, option in options() if not option.decides} == {
         "ddp",
+        "groups_table",
         "anyway",
         "workers",
         "work",

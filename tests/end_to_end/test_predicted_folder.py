@@ -434,7 +434,8 @@ def test_one_image_is_written_to_the_file_that_is_named(job: Job, tmp_path: Path
     one = Inputs(cases=(image,))
     (path,) = predict_file(job.predictor, one, out, probabilities=True, reporter=SilentReporter())
     assert path == out
-    assert sorted(each.name for each in out.parent.iterdir()) == ["mine.npz", "mine.nii.gz"][::-1]
+    assert sorted(each.name for each in out.parent.iterdir()) == ["_maps", "mine.nii.gz", "mine.npz"]
+    assert sorted(each.name for each in (out.parent / "_maps").iterdir()) == ["maps.json", "mine_probabilities.nii.gz"]
     assert out.read_bytes() == min(job.out.glob("*.nii.gz")).read_bytes()
     again = tmp_path / "again.nii.gz"
     predict_file(job.predictor, read_image(image.images), again, probabilities=False, reporter=SilentReporter())
