@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from autoseg.evaluation.intervals import Difference
 from autoseg.inference.sliding_window import STEP
+from autoseg.wording import count_noun
 from planners import Document
 
 FAST_STEP = 0.75
@@ -60,7 +61,7 @@ class MeasuredWay(Document):
     @property
     def words(self) -> str:
         """Of the way."""
-        words = Way(mirroring=self.mirroring, step=self.step).words or "as in cross-validation"
+        words = Way(mirroring=self.mirroring, step=self.step).words or "as in validation"
         return f"{words}, {self.precision}"
 
 
@@ -85,4 +86,4 @@ def cost_of(way: Way, measured: Sequence[MeasuredWay]) -> str:
     if of_one is None or of_one.difference is None:
         return f"Predicts with {way.words}; not measured for this model: autoseg measure RUN does it{folds}"
     shown = Way(mirroring=way.mirroring, step=way.step).words
-    return f"Predicts with {way.words}: {shown} changed Dice by {of_one.difference} in cross-validation ({of_one.cases} cases){folds}"
+    return f"Predicts with {way.words}: {shown} changed Dice by {of_one.difference} on {count_noun(of_one.cases, 'validation case')}{folds}"

@@ -86,6 +86,7 @@ def test_a_run_is_measured_and_its_predictions_tell(job: Job, tmp_path: Path) ->
     api.predict(job.root, image, tmp_path / "out", fast=True, device="cpu", threads=1, reporter=reporter)
     told = about.description.measured[-1].difference
     assert f"changed Dice by {told}" in reporter.text
+    assert "in cross-validation" not in reporter.text, "it may have been a hold-out"
     assert "1 fold" in reporter.text
     with pytest.raises(autoseg.AutosegError, match=r"predict"):  # a folder holds predictions of one way only
         api.predict(job.root, image, tmp_path / "out", step=0.75, device="cpu", threads=1)
