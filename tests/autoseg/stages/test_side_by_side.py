@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -141,7 +142,7 @@ def three(job: Job, monkeypatch: pytest.MonkeyPatch) -> tuple[Run, Clock, list[T
     shutil.rmtree(job.folder.models)
     job.folder.cluster.mkdir()
     timer = Timer()
-    monkeypatch.setattr(side_by_side.time, "monotonic", timer)
+    monkeypatch.setattr(side_by_side, "time", SimpleNamespace(monotonic=timer))  # other threads keep the real one
     run, prepared, _ = opened(job, "cuda:0", "cuda:1")
     keys = all_keys(run, prepared)
     tasks = [training_task(run, prepared, ("2d", fold), keys["2d", fold]) for fold in (0, 1, 2)]

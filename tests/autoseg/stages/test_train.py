@@ -81,7 +81,7 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.said, self.expected = 1000.0, [], []
         self.expect = self.expected.append
-        monkeypatch.setattr(pace.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(pace, "save_revisions", lambda run, found: with_revisions(run.schedule, found))
 
     def pacer(self, steps: int = 1000, before: float = 1.0) -> Pacer:
