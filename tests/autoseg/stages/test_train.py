@@ -89,7 +89,7 @@ class Clock:
         schedule = short_schedule(make_plan(), num_folds=1, steps=steps)
         schedule = schedule.model_copy(update={"expected_validation_s": 0.0, "expected_rest_s": 0.0})
         tracker = SimpleNamespace(extend=lambda amount: None)
-        run = SimpleNamespace(schedule=schedule, say=self.said.append, reporter=self)
+        run = SimpleNamespace(schedule=schedule, say=self.said.append, reporter=self, within_s=None)
         pacer = Pacer(run=run, schedule=schedule, tracker=tracker, left=[("2d", 0)], is_active=True)
         pacer.on_fold_start(FoldStart(configuration="2d", fold=0, key="", steps_done=0, num_steps=steps))
         pacer.before = before
