@@ -164,8 +164,9 @@ class Part(Document):
     remap: dict[int, int] = Field(default_factory=dict)
     """Value of the dataset's label files -> value to write; other values are written as they are. Where classes have the
     names of the challenge, their values are found by name before."""
-    reverse_slices: bool = False
-    """With ``{slice}``: whether slices are counted from the last one of the image's z axis."""
+    slices_by_file: bool = False
+    """With ``{slice}``: whether slices are counted in the order of the names of the files of the image's DICOM series; else, and for
+    other images, along z."""
     names_in_header: bool = False
     """Whether the names of the classes are stored in the file (NIfTI extension)."""
     grid: Grid | None = None

@@ -33,7 +33,8 @@ class CaseFiles(Document):
     A pattern is literal text with fields in braces. ``{case}`` is the case id; ``{channel}`` distinguishes the files
     of one case; cases with the same ``{patient}`` stay together; ``{class}`` is the class of a mask; ``{ending}`` is the ending
     of any readable image. Other fields only match. A field never crosses a ``/``; the same field twice must match the
-    same text. A pattern that ends in ``/`` is a folder with one DICOM series. A file that matches
+    same text. An image pattern that ends in ``/`` is a folder with one DICOM series; a label pattern that ends so, a folder of
+    pictures, one for each file of the image's series, in the order of their names. A file that matches
     a label pattern is not an image, unless ``{class}`` may be any text there and an image pattern has fewer such fields.
     """
 
@@ -133,6 +134,10 @@ class Layout(Document):
 
     channels: tuple[str, ...] | dict[str, str] | None = None
     """Names of the channels, in order. With ``{channel}``, its texts in order, or a table from text to name."""
+    resample_channels: bool = False
+    """Whether channels on other grids are resampled onto that of the first one, which the label map has; else they are errors."""
+    repeat_channel: bool = False
+    """Whether a case with a single file, of one channel, has it as each of its channels."""
     labels: dict[str, Values] | None = None
     """Name -> value in the label maps, several values: a region; ``background`` is 0 unless it is given; ``ignore`` marks
     voxels that were not annotated. With ``{class}``: name of the class -> any number, which gives the order."""
@@ -182,7 +187,10 @@ class Layout(Document):
         return self
 
     @model_validator(mode="after")
-    def _check_unions(self) -> Self:
+    def _check_classes(self) -> Self:
+        labels = self.training.labels if self.training is not None else ()
+        if any(each.endswith("/") and CLASS in FIELD.findall(each) for each in labels):
+            raise ValueError("a folder of pictures is one label map, so its pattern cannot have {class}")
         names = {*(self.labels or ()), *(self.colours or ()), *(self.one_hot or ())}
         for union, members in self.unions.items():
             if union in names or not (names or {*members}) >= {*members}:

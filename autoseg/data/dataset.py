@@ -104,6 +104,8 @@ class DatasetDescription(Document):
     later_mask_wins: bool = False
     threshold: int | None = None
     mask_value: int = 1
+    resampled_channels: bool = False
+    """Whether all channels of a case are brought onto the grid of the first."""
     numbered_channels: bool | None = None
     """Where the cases are left out: `autoseg.data.discovery.inputs.channels_are_numbered`, which needs their names."""
     file_ending: str

@@ -17,8 +17,10 @@ from autoseg.imaging.image import Geometry, LabelMap
 from autoseg.imaging.orientation import align_label_map
 from autoseg.imaging.readers import (
     ImageHeader,
+    in_slice_order,
     is_lossy,
     is_picture,
+    is_picture_stack,
     read_header,
     read_image,
     read_label_map,
@@ -161,12 +163,22 @@ def read_file_labels(case: Case, coding: LabelCoding, *, onto: Geometry | None =
         return _combined(case, coding, onto)
     if case.label is None:
         raise ValueError(f"case {case.case_id} has no labels")
-    label_map = _aligned(Path(case.label), read_label_map(Path(case.label)), onto)
+    label_map = _aligned(Path(case.label), _as_stored(case, Path(case.label)), onto)
     if coding.threshold is None:
         return label_map
     background, inside = coding.file_values[:2]
     array = np.where(label_map.array >= coding.threshold, inside, background)
     return LabelMap(array=array, geometry=label_map.geometry)
+
+
+def _as_stored(case: Case, file: Path) -> LabelMap:
+    """The label map in a file; a stack of pictures in the order of the slices that they were drawn on, on the grid of the image."""
+    found = read_label_map(file)
+    if not is_picture_stack(file):
+        return found
+    array = in_slice_order(found.array, file, case.image_paths[0])
+    grid = read_header(case.image_paths[0]).geometry
+    return LabelMap(array=array, geometry=grid.model_copy(update={"shape": array.shape}))
 
 
 def is_partly_annotated(case: Case, coding: LabelCoding) -> bool:

@@ -40,6 +40,7 @@ from autoseg.imaging.readers import (
     image_stem,
     read_header,
     read_label_map,
+    slices_by_name,
     write_label_map,
 )
 from autoseg.issues import AutosegError, Issue
@@ -337,7 +338,9 @@ def _arrays(case: _Case, array: NDArray[np.integer[Any]], part: Part) -> dict[st
     written = with_values(array, case.mapping)
     if "" in case.files:
         return {"": written}
-    order = reversed(range(len(written))) if part.reverse_slices else range(len(written))
+    image = next(iter(case.files.values())).image
+    by_file = slices_by_name(image) if part.slices_by_file and image is not None else None
+    order = range(len(written)) if by_file is None else by_file
     return {str(number): written[z : z + 1] for number, z in enumerate(order) if str(number) in case.files}
 
 

@@ -100,6 +100,15 @@ def resample_onto(channel: NDArray[Any], source: Geometry, target: Geometry) -> 
     return found
 
 
+def share_inside(grid: Geometry, other: Geometry, num_points: int = 9) -> float:
+    """Share of ``grid`` that lies inside ``other``, from the first voxel to the last one along each axis, by ``num_points`` an axis."""
+    axes = [np.linspace(0, size - 1, num_points) for size in grid.shape]
+    points = np.stack([each.ravel() for each in np.meshgrid(*axes, [1.0], indexing="ij")])
+    places = np.linalg.inv(other.affine) @ grid.affine @ points
+    last = np.array(other.shape)[:, None] - 1
+    return float(((places[:3] >= -0.5) & (places[:3] <= last + 0.5)).all(axis=0).mean())
+
+
 def resample_labels(
     labels: NDArray[Any], shape: Shape, *, resampling: Resampling, separate_axis: int | None
 ) -> NDArray[Any]:

@@ -51,6 +51,7 @@ def test_layout_without_test_images_or_description_is_complete():
         (('labels = ["{case}_seg{ending}"]', ""), "labels"),
         (("schema_version = 1", "schema_version = 2"), "schema_version"),
         (('name = "suffixes"', "name = "), "line 3"),
+        (("{case}_seg{ending}", "{case}/{class}/"), "cannot have {class}"),
     ],
 )
 def test_faulty_layout_is_refused_with_its_place(change, said):

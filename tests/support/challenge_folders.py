@@ -10,10 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from dicom_files import write_study
+from pydicom.uid import MRImageStorage
 
 from autoseg.data.discovery import discover_dataset
 from autoseg.imaging.image import Geometry
-from autoseg.imaging.readers import image_ending, read_image, read_label_map, write_image, write_label_map
+from autoseg.imaging.readers import (
+    image_ending,
+    read_header,
+    read_image,
+    read_label_map,
+    write_image,
+    write_label_map,
+)
 from autoseg.run_folder import RunFolder
 from autoseg.storage.atomic import save_document
 
@@ -21,6 +30,8 @@ SIDE = 6
 """Voxels of a piece along each axis."""
 BRATS = Geometry(shape=(155, 240, 240), spacing_mm=(1.0, 1.0, 1.0), origin_mm=(0.0, -239.0, 0.0))
 """The template of BraTS until 2023, in LPS."""
+FLAT = Geometry(shape=(1, SIDE, SIDE), spacing_mm=(1.0, 1.0, 1.0), dimensions=2, has_orientation=False)
+"""Of a picture."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,8 @@ class Tiny:
     texts: dict[str, str] = field(default_factory=dict)
     """Text files, by the pattern of their path, for each test image."""
     grid: Geometry | None = None
+    coarser: str = ""
+    """In the name of images that lie on a grid of their own."""
 
 
 FOLDERS = {
@@ -130,6 +143,7 @@ FOLDERS = {
         ("imagesTs/MDA-{n:03}__CT.nii.gz", "imagesTs/MDA-{n:03}__PT.nii.gz"),
         (3, 4),
         (0, 1, 2),
+        coarser="__PT",
     ),
     "topcow24": Tiny(
         ("imagesTr/topcow_ct_{n:03}_0000.nii.gz",),
@@ -234,10 +248,13 @@ def write_tiny(root: Path, tiny: Tiny, real_data: Path) -> Path:
     def put(pattern: str, number: int, which: int, *, is_label: bool) -> None:
         path = root / pattern.format(n=number)
         ending = path.name[path.name.index(".") :]
-        key = (f"{is_label}{ending}", which)
+        is_coarse = bool(tiny.coarser) and tiny.coarser in path.name
+        key = (f"{is_label}{is_coarse}{ending}", which)
         if key not in links:
-            links[key] = pieces / f"{which}{is_label}{ending}"
+            links[key] = pieces / f"{which}{is_label}{is_coarse}{ending}"
             _piece((labels if is_label else sources)[which], links[key], tiny, is_label=is_label)
+            if is_coarse:
+                _coarsen(links[key])
         path.parent.mkdir(parents=True, exist_ok=True)
         os.link(links[key], path)
 
@@ -273,6 +290,51 @@ def _piece(source: Path, path: Path, tiny: Tiny, *, is_label: bool) -> None:
         write_label_map(path, piece, grid)
     else:
         write_image(path, piece.astype(np.float32), grid)
+
+
+def _coarsen(path: Path) -> None:
+    """Every second voxel of an image, on a grid that begins and ends elsewhere."""
+    image = read_image(path)
+    z, y, x = image.geometry.spacing_mm
+    kept = image.array[0, 1::2, ::2, ::2]
+    origin = tuple(np.add(image.geometry.origin_mm, (0.0, 0.0, z)).tolist())
+    update = {"shape": kept.shape, "spacing_mm": (2 * z, 2 * y, 2 * x), "origin_mm": origin}
+    path.unlink()
+    write_image(path, kept, image.geometry.model_copy(update=update))
+
+
+GREYS = (0, 63, 126, 189, 252)
+"""Of the label pictures of CHAOS."""
+
+
+def write_chaos(root: Path, real_data: Path) -> Path:
+    """CHAOS as it is unpacked: DICOM series and label pictures, one patient to train on whose files run from the head down, one to test."""
+    source = real_data / "Task04_Hippocampus"
+    files = sorted((source / "imagesTr").glob("*.nii.gz"))[:4]
+    places = [
+        f"{kind}/MR/{number}/{s}"
+        for kind, number in (("Train_Sets", 1), ("Test_Sets", 4))
+        for s in ("T1DUAL", "T2SPIR")
+    ]
+    for number, (place, file) in enumerate(zip(places, files, strict=True)):
+        middle = tuple(slice(side // 2 - SIDE // 2, side // 2 + SIDE // 2) for side in read_header(file).geometry.shape)
+        voxels = read_image(file).array[0][middle].astype(np.int16)
+        for phase in ("InPhase", "OutPhase") if place.endswith("T1DUAL") else ("",):
+            tags = {
+                "Modality": "MR",
+                "SOPClassUID": MRImageStorage,
+                "SeriesInstanceUID": f"1.2.{number + 1}{len(phase)}",
+            }
+            write_study(root / place / "DICOM_anon" / phase, voxels, plane=np.eye(3)[:2], reverse=number < 2, **tags)
+        if number < 2:
+            labels = (
+                np.arange(voxels.size).reshape(voxels.shape) // 7
+                + read_label_map(source / "labelsTr" / file.name).array[middle]
+            ) % 5
+            (root / place / "Ground").mkdir()
+            for i, piece in enumerate(labels[::-1]):
+                write_label_map(root / place / f"Ground/IMG-0004-{i + 1:05}.png", np.array(GREYS)[piece[None]], FLAT)
+    return root
 
 
 def make_challenger(root: Path, name: str | Tiny, real_data: Path) -> Challenger:

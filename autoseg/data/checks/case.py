@@ -23,12 +23,24 @@ from autoseg.imaging.orientation import (
     oriented_differences,
     to_canonical,
 )
-from autoseg.imaging.readers import ImageHeader, file_states, read_header, read_image, read_label_map
+from autoseg.imaging.readers import (
+    ImageHeader,
+    file_states,
+    is_picture_stack,
+    is_resampled,
+    read_header,
+    read_image,
+    read_label_map,
+    slice_count,
+)
+from autoseg.imaging.resampling import share_inside
 from autoseg.issues import AutosegError, Issue, Severity
 from autoseg.storage.cache import KEPT
 from autoseg.wording import count_noun
 from planners import Labels
 
+LEAST_COVERED = 0.5
+"""Share of the first channel's grid that a resampled channel covers; beyond its border it has the value of its nearest voxel."""
 QUANTILES = (1, 5, 25, 50, 75, 95, 99)
 
 
@@ -112,7 +124,7 @@ def _header(item: CheckItem, path: str, issues: list[Issue]) -> ImageHeader | No
 
 
 def _channel_faults(item: CheckItem, headers: Sequence[ImageHeader], channels: Sequence[str]) -> list[Issue]:
-    """Channels that a case lacks or has too many of, and those on another grid than the first."""
+    """Channels that a case lacks or has too many of, and those on another grid than the first; of resampled ones those far from it."""
     issues = []
     found = sum(header.num_channels for header in headers)
     if item.case and found != len(channels):
@@ -120,23 +132,38 @@ def _channel_faults(item: CheckItem, headers: Sequence[ImageHeader], channels: S
         fix = "add the missing files, correct the channels in the dataset's description, or remove the case"
         issues.append(item.issue(item.images[0], message, fix, code="image.channel_count"))
     for path, header in zip(item.images[1:], headers[1:], strict=True):
-        if differences := grid_differences(header.geometry, headers[0].geometry, SAME_GRID):
-            message = f"not on the grid of channel {Path(item.images[0]).name}: {'; '.join(differences)}"
-            issues.append(
-                item.issue(
-                    path,
-                    message,
-                    "resample it, leave it out by a spec file that lists the other channels (--spec), or remove the case",
-                    code="image.channel_grid",
-                )
-            )
+        first = Path(item.images[0]).name
+        if is_resampled(path):
+            issues += _coverage(item, path, share_inside(headers[0].geometry, header.geometry), first)
+        elif differences := grid_differences(header.geometry, headers[0].geometry, SAME_GRID):
+            message = f"not on the grid of channel {first}: {'; '.join(differences)}"
+            fix = "resample it (resample_channels = true in a spec file does so), leave it out by a spec file that lists the other "
+            fix += "channels (--spec), or remove the case"
+            issues.append(item.issue(path, message, fix, code="image.channel_grid"))
     return issues
+
+
+def _coverage(item: CheckItem, path: str, share: float, first: str) -> list[Issue]:
+    """An error where a channel that is resampled lies elsewhere than the first one, a warning where it covers little of it."""
+    if share >= LEAST_COVERED:
+        return []
+    message = f"covers {100 * share:.0f} % of the image in {first}, onto whose grid it is resampled"
+    fix = "make sure that both are of the same scan, and that their headers place them in the same world"
+    severity: Severity = "warning" if share > 0 else "error"
+    return [item.issue(path, message, fix, code="image.channel_coverage", severity=severity)]
 
 
 def _label_grid(item: CheckItem, where: str, label: ImageHeader, image: ImageHeader | None) -> list[Issue]:
     if image is None or label.may_be_part or is_channel_first(label, image):  # reading its voxels says so
         return []
-    if not (differences := oriented_differences(label.geometry, image.geometry)):
+    if is_picture_stack(Path(where)):  # in the axes of the image, which it does not store
+        num_pictures, num_slices = label.geometry.shape[0], image.geometry.shape[0]
+        if num_pictures != num_slices:
+            return list(item.unreadable(where, slice_count(Path(where), num_pictures, num_slices)))
+        differences = grid_differences(label.geometry, image.geometry, SAME_GRID)
+    else:
+        differences = oriented_differences(label.geometry, image.geometry)
+    if not differences:
         return []
     message = f"the label map is not on the grid of its image: {'; '.join(differences)}"
     return [item.issue(where, message, "resample the label map to the image, or remove the case", code="labels.grid")]
@@ -164,6 +191,8 @@ class CaseMeasures:
     """(C,) of voxels that are zero."""
     ct_evidence: tuple[tuple[bool | None, bool], ...]
     """Of each channel: see `autoseg.imaging.image.Image.ct_evidence`."""
+    repeats_file: bool
+    """Whether one file was given for several channels."""
     thumbnail: Thumbnail
     evidence: Evidence | None
     """For the model of `label_fit`; None where nothing is labelled."""
@@ -196,6 +225,7 @@ def measure_case(
         quantiles=np.stack([_quantiles(channel) for channel in image.array]),
         minima=image.array.min(axis=(1, 2, 3)).astype(np.float64),
         ct_evidence=image.ct_evidence(),
+        repeats_file=len({*item.images}) < len(item.images),
         zero_share=(image.array == 0).mean(axis=(1, 2, 3)),
         thumbnail=thumbnail,
         evidence=gather(thumbnail, len(labels.values)) if has_classes else None,

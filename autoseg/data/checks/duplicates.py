@@ -98,9 +98,9 @@ def _repeated_channels(cases: Sequence[CaseMeasures]) -> list[Issue]:
     issues = []
     num_channels = len(cases[0].channel_digests) if cases else 0
     for a, b in combinations(range(num_channels), 2):
-        digests = [(case, case.channel_digests) for case in cases]
+        digests = [(case, case.channel_digests) for case in cases if not case.repeats_file]
         same = [case for case, each in digests if len(each) > b and each[a] == each[b]]
-        if 2 * len(same) < len(cases):
+        if 2 * len(same) < len(digests):
             message = f"channels {a} and {b} are the same image"
             fix = "use a different file for each channel, or remove the case"
             issues += [_issue(case, message, fix, severity="error", code="image.repeated_channel") for case in same]

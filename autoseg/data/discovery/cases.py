@@ -28,6 +28,7 @@ from autoseg.imaging.readers import (
     read_header,
     read_label_map,
     referenced_series,
+    resampled_paths,
     split_part,
 )
 from autoseg.issues import AutosegError, Issue
@@ -45,17 +46,23 @@ def make_case(
     channels: Sequence[str],
 ) -> Case:
     """A case with the first file of each channel; `file_issues` reports the others."""
-    by_channel = {file.channel: file.path for file in reversed(images)}
     masks = {file.fields[CLASS]: file.path for file in reversed(labels) if file.fields.get(CLASS)}
-    chosen = [by_channel[text] for text in channels if text in by_channel] or [images[0].path]
+    by_channel = {file.channel: root / file.path for file in reversed(images)}
+    chosen = [by_channel[text] for text in channels if text in by_channel]
     return Case(
         case_id=case_id,
-        images=tuple(str(root / path) for path in chosen),
+        images=tuple(map(str, channel_paths(layout, chosen or [root / images[0].path], channels))),
         label=str(root / labels[0].path) if labels and not masks else None,
         masks=tuple(MaskFile(label=name, file=str(root / masks[name])) for name in sorted(masks)),
         group=_group(layout, case_id, images[0]),
         modality=layout.known.modality_of(case_id) if layout.known is not None else "",
     )
+
+
+def channel_paths(layout: Layout, found: Sequence[Path], texts: Sequence[str]) -> tuple[Path, ...]:
+    """The channels of a case as they are read: one file for all of them, or resampled onto the first, where the layout says so."""
+    paths = tuple(found) * (len(texts) if layout.repeat_channel and len(found) == 1 else 1)
+    return resampled_paths(paths) if layout.resample_channels else paths
 
 
 def _group(layout: Layout, case_id: str, image: FoundFile) -> str | None:
@@ -203,7 +210,7 @@ def channel_texts(root: Path, match: Match) -> tuple[tuple[str, ...], dict[str, 
     dropped: dict[str, list[str]] = {}
     for files in (*match.images.values(), *match.test.values()):
         for file in files:
-            if file.channel not in texts:
+            if file.channel not in texts and (file.channel or not match.layout.repeat_channel):
                 dropped.setdefault(file.channel, []).append(file.path)
     return texts, dropped
 

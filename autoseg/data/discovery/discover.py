@@ -364,6 +364,7 @@ def discover_dataset(
         *folder_issues(root, match, whole, rival_matches(matches, whole), declaration, dropped),
         *test_issues,
         *_beside_issues(root, beside),
+        *_resampling_issues(root, match.layout, declaration.channels or channels),
         *(_other_files(root, match.layout, training, test) if match.layout.listing is None else ()),
     )
     description = _describe(root, match, declaration, channels, training, test, found)
@@ -384,6 +385,14 @@ def _beside_issues(root: Path, beside: Files) -> list[Issue]:
     message = f"{count_noun(len(beside), 'test case')} taken from {shorten(folders)} beside it"
     fix = "move the folder elsewhere if they should not be predicted"
     return [Issue(code="dataset.test_beside", severity="note", where=str(root), message=message, fix=fix)]
+
+
+def _resampling_issues(root: Path, layout: Layout, channels: Sequence[str]) -> list[Issue]:
+    if not layout.resample_channels or len(channels) < 2:
+        return []
+    message = f"{shorten(list(channels[1:]))} is resampled onto the grid of {channels[0]} where theirs differ (linear)"
+    fix = "give channels that you resampled yourself if you want another method"
+    return [Issue(code="layout.resampled_channels", severity="note", where=str(root), message=message, fix=fix)]
 
 
 def _describe(
@@ -410,6 +419,7 @@ def _describe(
         later_mask_wins=layout.overlap == "later",
         threshold=layout.threshold,
         mask_value=found.mask_value,
+        resampled_channels=layout.resample_channels,
         file_ending=writable_ending(min(endings, key=lambda ending: (-endings[ending], ending))),
         training=training,
         test=test,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from autoseg.data.dataset import DatasetDescription
-from autoseg.data.discovery.cases import frame_name, listed_volumes
+from autoseg.data.discovery.cases import channel_paths, frame_name, listed_volumes
 from autoseg.data.discovery.files import match_files
 from autoseg.data.discovery.layouts import (
     SEGMENTS,
@@ -37,10 +37,12 @@ from autoseg.imaging.readers import (
     image_stem,
     is_debris,
     is_dicom_series,
+    is_flat,
     is_segmentation,
     list_series,
     read_header,
     require_text,
+    resampled_paths,
     split_frame,
     split_part,
 )
@@ -267,7 +269,7 @@ def find_inputs(
         issues += faults
     else:
         own = None
-    images = [(name, path) for name, path in loose.images if path.resolve() not in taken]
+    images = [(name, path) for name, path in loose.images if taken.isdisjoint({path.resolve(), *_stack(path)})]
     if is_tree:
         skipped = leave_out(images)
         if own is not None:
@@ -290,6 +292,8 @@ def find_inputs(
     found = sorted([*cases, *others], key=lambda case: case.case_id)
     if known is not None and known.modality:
         found = [replace(case, modality=known.modality_of(case.case_id)) for case in found]
+    if dataset.resampled_channels:
+        found = [replace(case, images=resampled_paths(case.images)) for case in found]
     if known is not None and known.volumes is not None and is_tree:
         found, faults = _named_volumes(found, faults, known.volumes)
     return Inputs(cases=tuple(found), issues=(*issues, *faults))
@@ -447,7 +451,16 @@ def _label_maps(source: Path, images: Sequence[NamedImage], dataset: DatasetDesc
     classes = {bare_name(label.name) for label in dataset.labels.classes}
     named = {path for _, path in images if bare_name(image_stem(path)) in classes}
     others = {path.parent for _, path in images if path not in named}
-    return {path for _, path in images if path.resolve() in labels or (path in named and path.parent in others)}
+    return {
+        path
+        for _, path in images
+        if not labels.isdisjoint({path.resolve(), *_stack(path)}) or (path in named and path.parent in others)
+    }
+
+
+def _stack(path: Path) -> tuple[Path, ...]:
+    """The folder of a picture that may be one of a stack, links resolved."""
+    return (path.parent.resolve(),) if is_flat(path) else ()
 
 
 def _layout(source: Path, dataset: DatasetDescription, name: str | None, spec: Path | None) -> Layout | None:
@@ -481,6 +494,7 @@ def _match(source: Path, images: Sequence[NamedImage], layout: Layout) -> tuple[
             folder, uid = split_part(place)
             inside = (place if uid is None else folder).relative_to(root).as_posix()
             files.add(f"{inside}/" if path.is_dir() or uid is not None else inside)
+            files |= {f"{each.relative_to(root).as_posix()}/" for each in {place.parent} if is_flat(path)}
         used = sorted(file for file in files if not _is_skipped(file, layout))
         match = match_layout(root, layout, files=used)
         if match.images or match.test:
@@ -511,6 +525,8 @@ def _layout_cases(
         missing, paths = [text for text in texts if text.casefold() not in by_text], []
         if len(files) == 1 and (not missing or _num_channels(root / files[0].path) == len(dataset.channels)):
             paths = [root / files[0].path]  # perhaps with all channels in it
+        elif len(files) == 1 and match.layout.repeat_channel:
+            paths = list(channel_paths(match.layout, [root / files[0].path], texts))
         elif missing:
             message = f"missing {', '.join(missing)}, found {', '.join(filter(None, by_text)) or files[0].path}"
             where = str((root / files[0].path).parent)

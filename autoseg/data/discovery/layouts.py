@@ -19,6 +19,7 @@ from autoseg.imaging.readers import (
     image_stem,
     is_dicom,
     is_dicom_series,
+    is_picture_stack,
     is_segmentation,
     read_label_map,
     require_text,
@@ -146,6 +147,7 @@ def match_layout(root: Path, layout: Layout, *, files: Sequence[str] | None = No
         ]
     if in_folder and layout.labels_by_content:
         labels = [*labels, *_drawn(root, images, labels, layout)]
+    labels = list(_stacks(root, labels))
     taken = {file.path for file in labels}
     images = [file for file in images if file.path not in taken]
     test_images: list[FoundFile] = []
@@ -174,7 +176,8 @@ def match_layout(root: Path, layout: Layout, *, files: Sequence[str] | None = No
 def _is_accident(match: Match) -> bool:
     """Whether names of cases were taken for those of channels, or the folder is a collection of other things."""
     counts, paired = count_channels(match), match.paired
-    if counts and 2 * max(counts.values()) <= len(paired):  # names that have nothing in common
+    # names that have nothing in common
+    if counts and 2 * max(counts.values()) <= len(paired) and not match.layout.repeat_channel:
         return True
     lone = len(match.images.keys() - match.labels.keys())
     several = sum(sum(CLASS not in file.fields for file in match.labels[case_id]) > 1 for case_id in paired)
@@ -327,6 +330,15 @@ def _readable_series(root: Path, files: Sequence[FoundFile]) -> list[FoundFile]:
         elif holds_slices(root / file.path):
             kept.append(replace(file, path=file.path.rstrip("/")))
     return kept
+
+
+def _stacks(root: Path, labels: Iterable[FoundFile]) -> Iterator[FoundFile]:
+    """The label files; of folders those that hold pictures, without their last ``/``."""
+    for file in labels:
+        if not file.path.endswith("/"):
+            yield file
+        elif is_picture_stack(root / file.path):
+            yield replace(file, path=file.path.rstrip("/"))
 
 
 def _drawn(root: Path, images: Sequence[FoundFile], labels: Sequence[FoundFile], layout: Layout) -> Iterator[FoundFile]:

@@ -33,11 +33,12 @@ from autoseg.imaging.readers.header import (
 )
 from autoseg.imaging.readers.nrrd import NRRD, has_segments, nrrd_segment_names, nrrd_segments, read_nrrd
 from autoseg.imaging.readers.registry import FORMATS, Format, format_of, formats_by_ending, image_ending, is_picture
+from autoseg.imaging.readers.stacks import is_picture_stack, stack_header, stacked_pictures
 from autoseg.issues import AutosegError
 
 WHOLE = 1e-4
 """Float label files may miss whole numbers by this much: what scaling by a slope in single precision leaves."""
-FRAME = "frame"
+FRAME, RESAMPLED = "frame", "resampled"
 SAME_PLACE = 1.0
 """Channels whose corners lie within this many voxels of each other are on one grid; headers round differently."""
 
@@ -48,10 +49,12 @@ def read_header(path: Path | str) -> ImageHeader:
     Of ``FILE#frame3`` that of the third volume. Raises `AutosegError` that names the file and the cause when it is
     missing, damaged, or no image.
     """
-    path, frame = split_frame(Path(path))
+    path, frame = split_frame(_without_mark(Path(path)))
     if frame is not None:
         return _of_frame(path, read_header(path), frame)
     with _reading(path):
+        if is_picture_stack(path):
+            return stack_header(path)
         if path.is_dir() or is_dicom_series(path):
             return read_series(path).header
         if not is_segmentation(path):
@@ -65,15 +68,19 @@ def read_image(paths: Path | str | Sequence[Path | str]) -> Image:
     """The image of one case, float32 (C, Z, Y, X): one file per channel, or one file (or DICOM folder) with all.
 
     Channels follow the order of ``paths``, then that inside a file (fourth axis, or colours). The geometry is that of
-    the first file. Raises `AutosegError` when a file cannot be read, or when files lie on different grids.
+    the first file. Channels of `resampled_paths` are brought onto its grid, linearly in the world. Raises `AutosegError`
+    when a file cannot be read, or when other files lie on different grids.
     """
     paths = [paths] if isinstance(paths, (str, Path)) else paths
     if not paths:
         raise reader_error("", code="reader.no_input", message="no image file was given", fix="pass at least one")
     parts = [_read(Path(path)) for path in paths]
     first = parts[0][0].geometry
-    for path, (header, _) in zip(paths[1:], parts[1:], strict=True):
-        _check_same_grid(Path(paths[0]), first, Path(path), header.geometry)
+    for i, (path, (header, array)) in enumerate(zip(paths, parts, strict=True)):
+        if i and is_resampled(path):
+            parts[i] = (header, _onto(Path(path), array, header.geometry, first))
+        elif i:
+            _check_same_grid(Path(paths[0]), first, Path(path), header.geometry)
     with np.errstate(over="ignore"):  # values beyond single precision become infinite, which checks then name
         arrays = [np.ascontiguousarray(array, dtype=np.float32) for _, array in parts]
     return Image(
@@ -86,17 +93,48 @@ def read_image(paths: Path | str | Sequence[Path | str]) -> Image:
     )
 
 
+def resampled_paths(paths: Sequence[Path]) -> tuple[Path, ...]:
+    """Names of the channels of one image by which `read_image` brings all of them onto the grid of the first: ``pet.nii.gz#resampled``."""
+    marked = (
+        each if is_resampled(each) else each.with_name(f"{each.name}{PART_MARK}{RESAMPLED}") for each in paths[1:]
+    )
+    return (*paths[:1], *marked)
+
+
+def is_resampled(path: Path | str) -> bool:
+    """Whether a path is one of `resampled_paths`."""
+    return str(path).endswith(f"{PART_MARK}{RESAMPLED}")
+
+
+def _without_mark(path: Path) -> Path:
+    return Path(str(path).removesuffix(f"{PART_MARK}{RESAMPLED}"))
+
+
+def _onto(path: Path, array: NDArray[Any], source: Geometry, target: Geometry) -> NDArray[Any]:
+    if source == target:
+        return array
+    from autoseg.imaging.resampling import resample_onto
+
+    require_memory(path, len(array) * math.prod(target.shape) * 4)
+    return np.stack([resample_onto(channel, source, target) for channel in array])
+
+
 def read_label_map(path: Path | str) -> LabelMap:
     """The label map in ``path``: integers (Z, Y, X) with the values of the file.
 
     Files of floating type are accepted when every value is whole (within 1e-4), and greys stored as colours when the
-    three colours are equal. Raises `AutosegError` when values are fractional or not finite, saying which and where,
+    three colours are equal. A folder of pictures is a stack in the order of their names. Raises `AutosegError` when values are fractional or not finite, saying which and where,
     when there are several different channels, or when the file is damaged.
     """
     path = Path(path)
     with _reading(path):
         if is_segmentation(path):
             return _segments_label_map(path)
+        if is_picture_stack(path):
+            grid = stack_header(path).geometry
+            require_memory(path, math.prod(grid.shape) * 2)
+            slices = [read_label_map(file).array for file in stacked_pictures(path)]
+            return LabelMap(array=np.concatenate(slices), geometry=grid)
     header, array = _read(path, as_labels=True)
     if len(array) in (3, 4) and is_picture(path) and (array[1:3] == array[0]).all():
         array = array[:1]
@@ -153,7 +191,7 @@ def _of_frame(file: Path, header: ImageHeader, frame: int) -> ImageHeader:
 
 def _read(path: Path, *, as_labels: bool = False) -> tuple[ImageHeader, NDArray[Any]]:
     """Header and voxels (C, Z, Y, X) in the type of the file."""
-    path, frame = split_frame(path)
+    path, frame = split_frame(_without_mark(path))
     if frame is not None:
         header, voxels = _read(path, as_labels=as_labels)
         return _of_frame(path, header, frame), voxels[frame - 1 : frame]
@@ -197,7 +235,7 @@ def _check_same_grid(first_path: Path, first: Geometry, path: Path, other: Geome
         path,
         code="reader.channel_grids_differ",
         message=f"it has {shown[0]}, but {first_path} of the same image has {shown[1]}",
-        fix="resample the channels to one grid",
+        fix="resample the channels to one grid; for a dataset resample_channels = true in a spec file does so",
     )
 
 
@@ -230,7 +268,7 @@ def files_of(path: Path | str) -> tuple[Path, ...]:
     without any, all files are named. A segment of a file stands for the whole. Files that are missing or damaged are named
     too: reading them says what is wrong. Raises `AutosegError` where a folder cannot be listed.
     """
-    here, part = split_part(Path(path))
+    here, part = split_part(_without_mark(Path(path)))
     if here.is_dir():
         slices = tuple(file for file in dicom_candidates(here) if _counts(file))
         if not slices:

@@ -160,7 +160,8 @@ def is_lossy(path: Path | str) -> bool:
     return found is not None and found.is_lossy
 
 
-def _is_flat(path: Path | str) -> bool:
+def is_flat(path: Path | str) -> bool:
+    """Whether the ending is that of a format for one slice, such as PNG."""
     found = formats_by_ending().get(image_ending(path))
     return found is not None and found.is_flat
 
@@ -209,7 +210,7 @@ def prediction_ending(image: Path | str, geometry: Geometry, label_ending: str) 
     Otherwise, for a PNG, TIFF or BMP image its own, for a JPEG image PNG, for all others (DICOM among them) NIfTI.
     """
     ending = writable_ending(label_ending)
-    holds_slices = geometry.shape[0] == 1 or not _is_flat(f"a{ending}")
+    holds_slices = geometry.shape[0] == 1 or not is_flat(f"a{ending}")
     if is_picture(f"a{ending}") == (is_picture(image) or not geometry.has_orientation) and holds_slices:
         return ending
     return writable_ending(image_ending(image)) if is_picture(image) else ".nii.gz"
@@ -231,7 +232,7 @@ def write_label_map(
     """
     low, high = int(array.min()), int(array.max())
     kind = next(k for k in LABEL_TYPES if np.iinfo(k).min <= low and high <= np.iinfo(k).max)
-    if _is_flat(path) and kind not in (np.uint8, np.uint16):
+    if is_flat(path) and kind not in (np.uint8, np.uint16):
         raise _cannot_hold(path, f"{image_ending(path)} files cannot hold label values from {low} to {high}")
     source = None if source is None else Path(source)
     array = array.astype(kind, copy=False)
@@ -240,7 +241,7 @@ def write_label_map(
 
 def write_image(path: Path | str, array: NDArray[Any], geometry: Geometry) -> None:
     """Write intensities ``array`` (Z, Y, X) as float32 with the geometry of their source; else like `write_label_map`."""
-    if _is_flat(path):
+    if is_flat(path):
         raise _cannot_hold(path, f"{image_ending(path)} files cannot hold fractions")
     _write(Path(path), array.astype(np.float32, copy=False), geometry)
 
@@ -272,7 +273,7 @@ def _write(
         raise _cannot_hold(path, "files with this ending cannot be written", f"use one of {', '.join(_writable())}")
     if array.shape[-3:] != geometry.shape:
         raise ValueError(f"the array has {array.shape} voxels, but the geometry {geometry.shape}")
-    if _is_flat(path):
+    if is_flat(path):
         geometry = geometry.model_copy(update={"dimensions": 2})
     if geometry.dimensions == 2 and array.shape[0] != 1:
         raise _cannot_hold(path, f"{ending} files hold one slice, but there are {array.shape[0]}")

@@ -12,16 +12,19 @@ from xml.etree import ElementTree
 import nibabel as nib
 import numpy as np
 import pytest
-from challenge_folders import FOLDERS, SIDE, Tiny, make_challenger, rewrite, write_tiny
+from challenge_folders import FLAT, FOLDERS, GREYS, SIDE, Tiny, make_challenger, rewrite, write_chaos, write_tiny
 
 from autoseg import api
 from autoseg.data.discovery import discover_dataset
+from autoseg.data.labels import read_case_labels
 from autoseg.delivery.submitted_cases import value_issues, value_map
 from autoseg.imaging.image import Geometry
-from autoseg.imaging.readers import read_header, read_label_map, write_label_map
+from autoseg.imaging.readers import read_header, read_image, read_label_map, write_label_map
 from autoseg.inference.predict import find_input_cases
 from autoseg.issues import AutosegError
+from autoseg.run_folder import RunFolder
 from autoseg.stages.submit import described_known
+from autoseg.storage.atomic import save_document
 from datasets_spec import load_challenge
 from planners import LabelClass, Labels
 
@@ -317,27 +320,85 @@ def test_totalsegmentator_gets_masks_by_class_or_names_in_the_header(tmp_path, r
     np.testing.assert_array_equal(np.asarray(image.dataobj).T, np.where(truth == 1, 5, 1))
 
 
-def test_chaos_gets_a_picture_for_each_slice_from_the_last_one(tmp_path, real_data):
-    plain = Tiny(
-        ("imagesTr/{n}_T2SPIR.nii.gz",),
-        "labelsTr/{n}_T2SPIR.nii.gz",
-        ("imagesTs/{n}_T2SPIR.nii.gz",),
-        (3, 4),
-        (0, 1, 2, 3, 4),
-    )
-    made = make_challenger(tmp_path, plain, real_data)
-    done = api.submit(made.run, kind="chaos", out=tmp_path / "chaos.zip")
+@pytest.fixture(scope="module")
+def chaos(tmp_path_factory, real_data):
+    return write_chaos(tmp_path_factory.mktemp("chaos"), real_data)
+
+
+def test_pictures_of_chaos_are_read_and_written_in_the_order_of_the_files(chaos, tmp_path):
+    """The files of the training series begin at the last slice, those of the test series at the first."""
+    dataset = discover_dataset(chaos)
+    assert (dataset.layout, [case.case_id for case in dataset.training]) == ("chaos_mr", ["1_T1DUAL", "1_T2SPIR"])
+    assert [len({*case.images}) for case in (*dataset.training, *dataset.test)] == [2, 1, 2, 1]
+    case, run = dataset.training[0], RunFolder(tmp_path / "run")
+    found = read_case_labels(case, dataset.coding, onto=read_image(case.image_paths).geometry)
+    pictures = sorted((chaos / "Train_Sets/MR/1/T1DUAL/Ground").iterdir())
+    drawn = np.concatenate([read_label_map(picture).array for picture in pictures])
+    np.testing.assert_array_equal(np.array(GREYS)[found.array], drawn[::-1])
+    run.predictions.mkdir(parents=True)
+    save_document(run.dataset, dataset)
+    truth = np.array(GREYS)[found.array]
+    for each in dataset.test:
+        write_label_map(run.predictions / f"{each.case_id}.nii.gz", truth, read_header(each.image_paths[0]).geometry)
+    done = api.submit(run.root, kind="chaos", out=tmp_path / "chaos.zip")
     assert "values 0 63 126 189 252, grids checked" in done.line
     with zipfile.ZipFile(done.path) as archive:
         assert len(archive.namelist()) == 2 * SIDE
         archive.extractall(tmp_path)
-    truth = read_label_map(made.truth).array
-    first = read_label_map(tmp_path / "Task5/MR/3/T2SPIR/Results/img000.png").array
-    np.testing.assert_array_equal(first[0], np.array([0, 63, 126, 189, 252])[truth[-1]])
-    lacking = pack_again(done.path, tmp_path, {"Task5/MR/3/T2SPIR/Results/img002.png": None}, {})
-    assert refused(api.check_submission, lacking, kind="chaos", images=made.folder / "imagesTs") == [
-        ("missing_prediction", "CHAOS task 5 (MR)")
+    first = read_label_map(tmp_path / "Task5/MR/4/T2SPIR/Results/img000.png").array
+    np.testing.assert_array_equal(first[0], truth[0])
+    backwards = dataset.test[0].model_copy(update={"images": case.images})
+    save_document(run.dataset, dataset.model_copy(update={"test": (backwards,)}))
+    (run.predictions / "4_T2SPIR.nii.gz").unlink()
+    done = api.submit(run.root, kind="chaos", out=tmp_path / "backwards.zip")
+    with zipfile.ZipFile(done.path) as archive:
+        archive.extractall(tmp_path / "backwards")
+    first = read_label_map(tmp_path / "backwards/Task5/MR/4/T1DUAL/Results/img000.png").array
+    np.testing.assert_array_equal(first[0], truth[-1])
+    lacking = pack_again(done.path, tmp_path, {"Task5/MR/4/T1DUAL/Results/img002.png": None}, {})
+    given = {"kind": "chaos", "images": chaos / "Test_Sets", "incomplete": True}
+    assert "case 4_T1DUAL has no file" in " ".join(
+        each.message for each in api.check_submission(lacking, **given).issues
+    )
+
+
+def test_what_is_wrong_with_a_stack_of_pictures_is_named(chaos, tmp_path):
+    folder = tmp_path / "chaos"
+    shutil.copytree(chaos, folder)
+    (folder / "Train_Sets/MR/1/T1DUAL/Ground/IMG-0004-00003.png").unlink()
+    wide = folder / "Train_Sets/MR/1/T2SPIR/Ground/IMG-0004-00003.png"
+    write_label_map(
+        wide, np.zeros((1, SIDE, SIDE + 1), np.uint8), FLAT.model_copy(update={"shape": (1, SIDE, SIDE + 1)})
+    )
+    errors = [each for each in api.check(folder).issues if each.severity == "error"]
+    assert [(each.case, each.code) for each in errors] == [
+        ("1_T1DUAL", "labels.slice_count"),
+        ("1_T2SPIR", "reader.picture_size"),
     ]
+    assert "5 pictures, but its series has 6 slices" in errors[0].message
+
+
+def test_label_pictures_beside_images_are_not_predicted(chaos):
+    dataset = discover_dataset(chaos)
+    for folder in (chaos / "Train_Sets/MR/1", chaos / "Train_Sets"):
+        found = find_input_cases(folder, dataset)
+        assert [(case.case_id, len(case.images)) for case in found.cases] == [("1_T1DUAL", 2), ("1_T2SPIR", 2)]
+
+
+def test_pet_of_hecktor_is_read_on_the_grid_of_ct(tmp_path, real_data):
+    folder = write_tiny(tmp_path / "hecktor", FOLDERS["hecktor22"], real_data)
+    found = api.check(folder)
+    assert [each for each in found.issues if each.severity == "error"] == []
+    assert "layout.resampled_channels" in [each.code for each in found.issues]
+    dataset = discover_dataset(folder)
+    (alone, _) = find_input_cases(folder / "imagesTs", dataset).cases
+    for paths in (dataset.training[0].image_paths, dataset.test[0].image_paths, alone.images):
+        ct, pet = (read_header(path).geometry for path in paths)
+        assert ct.shape == (SIDE,) * 3 != pet.shape
+        image = read_image(paths)
+        assert (image.array.shape, image.geometry) == ((2, *ct.shape), ct)
+        # voxels of PET lie on voxels of CT: linear interpolation keeps them but for single precision
+        np.testing.assert_allclose(image.array[1, 1::2, ::2, ::2], read_image(paths[1:]).array[0], rtol=1e-5)
 
 
 def test_a_frame_of_acdc_without_its_text_file_has_no_name(tmp_path, real_data):

@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 
 from autoseg.cli import app
 from autoseg.data.checks import check_dataset, require_clean
+from autoseg.data.checks.case import CheckItem, check_headers
 from autoseg.data.checks.report import CheckReport
 from autoseg.data.dataset import leave_out_bad
 from autoseg.data.discovery import discover_dataset
 from autoseg.imaging.image import Geometry
-from autoseg.imaging.readers import write_image, write_label_map
+from autoseg.imaging.readers import resampled_paths, write_image, write_label_map
 from autoseg.issues import AutosegError, Issue
 from autoseg.tracking.progress import SilentReporter
 from planners import read_document
@@ -378,3 +379,17 @@ def test_folder_without_a_dataset_is_reported_as_json(tmp_path):
     result = CliRunner().invoke(app, ["check", str(tmp_path), "--json"])
     assert result.exit_code == 1
     assert read_document(CheckReport, result.stdout, where="stdout").num_errors == 1
+
+
+@pytest.mark.parametrize(("shift_mm", "severity"), [(2.4, None), (2.6, "warning"), (4.4, "warning"), (4.6, "error")])
+def test_a_resampled_channel_must_cover_half_of_the_first(tmp_path, shift_mm, severity):
+    """Both have five voxels of 1 mm along z, and the place of the first is looked at every half voxel: 2.5 mm leave 5 of 9 of these."""
+    grids = [Geometry(shape=(5, 3, 3), spacing_mm=(1.0, 1.0, 1.0), origin_mm=(0.0, 0.0, z)) for z in (0.0, shift_mm)]
+    files = [tmp_path / f"{name}.nii.gz" for name in ("ct", "pet")]
+    for file, grid in zip(files, grids, strict=True):
+        write_image(file, np.arange(45.0).reshape(grid.shape), grid)
+    item = CheckItem(case_id="a", images=tuple(map(str, resampled_paths(files))), labels=())
+    found = check_headers(item, channels=("CT", "PET")).issues
+    assert [(each.code, each.severity) for each in found] == (
+        [("image.channel_coverage", severity)] if severity else []
+    )

@@ -42,6 +42,7 @@ def test_the_same_channel_twice_is_an_error_unless_most_cases_have_it(measure):
     usual = [measure(f"c{seed}", np.concatenate([image(seed), image(seed + 50)])) for seed in range(2)]
     assert codes([*usual, measure("odd", twice(9))]) == [("error", "image.repeated_channel", "odd")]
     assert codes([usual[0], measure("d", twice(8)), measure("odd", twice(9))]) == []
+    assert codes([*usual, measure("one file for both", twice(9), num_files=2)]) == []
 
 
 @pytest.mark.parametrize("is_training", [True, False])

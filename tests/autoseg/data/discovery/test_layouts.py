@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK
+from dicom_files import write_series
 
 from autoseg.data.dataset import describe_dataset
 from autoseg.data.discovery import discover_dataset
@@ -61,9 +62,17 @@ def write_slicer(path: Path, array: np.ndarray, values: Mapping[str, int]) -> No
 
 def write_folder(root: Path, *, images: Iterable[str], labels: Mapping[str, Iterable[int]] | Iterable[str]) -> Path:
     for image in images:
-        write_image(root / image)
+        if image.endswith("/"):
+            write_series(root / image, GRID.shape, [1.0, 0, 0, 0, 1, 0])
+        else:
+            write_image(root / image)
     for label in labels:
-        write_labels(root / label, labels[label] if isinstance(labels, Mapping) else (0, 1))
+        values = labels[label] if isinstance(labels, Mapping) else (0, 1)
+        if label.endswith("/"):
+            for z in range(GRID.shape[0]):
+                write_labels(root / label / f"IMG-{z:03}.png", values)
+        else:
+            write_labels(root / label, values)
     return root
 
 
@@ -502,6 +511,19 @@ KNOWN = {
         [f"imagesTr/topcow_{m}_001_0000.nii.gz" for m in ("ct", "mr")],
         {f"cow_seg_labelsTr/topcow_{m}_001.nii.gz": (0, 1, 12, 15) for m in ("ct", "mr")},
     ),
+    "chaos_mr": (
+        [
+            "MR/1/T1DUAL/DICOM_anon/InPhase/",
+            "MR/1/T1DUAL/DICOM_anon/OutPhase/",
+            "MR/1/T2SPIR/DICOM_anon/",
+            "CT/2/DICOM_anon/",
+        ],
+        {
+            **{f"MR/1/{sequence}/Ground/": (0, 63, 126, 189, 252) for sequence in ("T1DUAL", "T2SPIR")},
+            "CT/2/Ground/": (0, 255),
+        },
+    ),
+    "chaos_ct": (["Train_Sets/CT/2/DICOM_anon/", "Test_Sets/CT/3/DICOM_anon/"], {"Train_Sets/CT/2/Ground/": (0, 255)}),
     "toothfairy2": (["imagesTr/ToothFairy2F_001_0000.mha"], {"labelsTr/ToothFairy2F_001.mha": (0, 1, 18, 21, 48)}),
     "flare23": (
         ["imagesTr2200/FLARE23_0001_0000.nii.gz", "validation/FLARE23Ts_0001_0000.nii.gz"],

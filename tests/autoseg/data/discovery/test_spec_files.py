@@ -55,7 +55,8 @@ def test_example_of_the_guide(example, tmp_path, real_data):
     spec.write_text(example["spec"])
     found = discover_dataset(folder, spec=spec)
     assert describe_dataset(found).rpartition(": ")[0] == example["said"]
-    assert not found.issues or "dataset.json" in found.issues[0].where
+    issues = [each for each in found.issues if each.code != "layout.resampled_channels"]
+    assert not issues or "dataset.json" in issues[0].where
     for case in found.training:
         values = np.unique(read_file_labels(case, found.coding).array)
         assert set(values.tolist()) <= set(found.file_values)

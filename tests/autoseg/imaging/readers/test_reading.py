@@ -22,12 +22,14 @@ from scipy.spatial.transform import Rotation
 
 from autoseg.imaging.image import Geometry, Image
 from autoseg.imaging.readers import (
+    files_of,
     frame_path,
     image_ending,
     image_stem,
     read_header,
     read_image,
     read_label_map,
+    resampled_paths,
     write_image,
     write_label_map,
 )
@@ -195,11 +197,48 @@ def test_channels_on_different_grids_are_refused(tmp_path: Path, changes: dict[s
     assert str(next(iter(changes.values()))) in str(caught.value)
 
 
+TURNED = Rotation.from_euler("xyz", (8, -5, 12), degrees=True).as_matrix()
+
+
+@pytest.mark.parametrize("direction", [np.eye(3), TURNED], ids=["straight", "turned"])
+def test_resampled_channels_lie_on_the_grid_of_the_first(tmp_path: Path, direction: np.ndarray) -> None:
+    """SimpleITK's linear interpolation is the reference; float32 positions differ by 1e-6 voxels, values by as much of their range."""
+    fine = geometry(shape=(6, 9, 8), spacing_mm=(2.0, 0.75, 0.75), origin_mm=(-9.0, 30.0, 7.0))
+    coarse = geometry(direction, shape=(14, 13, 15), spacing_mm=(1.5, 1.1, 1.3), origin_mm=(-14.0, 27.0, 2.5))
+    voxels = [np.random.default_rng(i).normal(100, 20, grid.shape) for i, grid in enumerate((fine, coarse))]
+    files = [tmp_path / "ct.nii.gz", tmp_path / "pet.nii.gz"]
+    for file, array, grid in zip(files, voxels, (fine, coarse), strict=True):
+        write_image(file, array, grid)
+    found = read_image(resampled_paths(files))
+    assert_same_place(found.geometry, read_header(files[0]).geometry)
+    ct, pet = (SimpleITK.ReadImage(str(file)) for file in files)
+    expected = SimpleITK.GetArrayFromImage(
+        SimpleITK.Resample(pet, ct, SimpleITK.Transform(), SimpleITK.sitkLinear, 0.0)
+    )
+    inside = SimpleITK.GetArrayFromImage(
+        SimpleITK.Resample(pet * 0 + 1, ct, SimpleITK.Transform(), SimpleITK.sitkLinear, 0.0)
+    )
+    assert inside.mean() > 0.5
+    assert np.abs(found.array[1] - expected)[inside == 1].max() < 1e-3
+    assert np.array_equal(found.array[0], read_image(files[0]).array[0])
+    assert files_of(resampled_paths(files)[1]) == (files[1],)
+
+
+def test_a_resampled_channel_on_the_same_grid_is_not_touched(tmp_path: Path) -> None:
+    files = [tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"]
+    for i, file in enumerate(files):
+        write_image(file, np.random.default_rng(i).normal(size=(3, 4, 5)), geometry())
+    assert np.array_equal(read_image(resampled_paths(files)).array, read_image(files).array)
+
+
 def test_real_channels_on_different_grids_are_refused(real_data: Path) -> None:
     folder = real_data / "dirty_ms" / "channels_on_different_grids"
     with pytest.raises(AutosegError) as caught:
         read_image([folder / "ms01_s2_0000.nii.gz", folder / "ms01_s2_0001.nii.gz"])
     assert caught.value.codes == ("reader.channel_grids_differ",)
+    found = read_image(resampled_paths([folder / "ms01_s2_0000.nii.gz", folder / "ms01_s2_0001.nii.gz"]))
+    assert found.geometry == read_header(folder / "ms01_s2_0000.nii.gz").geometry
+    assert np.isfinite(found.array).all()
 
 
 def test_whole_floats_are_labels_and_fractions_are_not(tmp_path: Path) -> None:
