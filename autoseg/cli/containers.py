@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -13,6 +13,8 @@ from autoseg.cli.exports import FoldsOption
 from autoseg.issues import AutosegError, Issue
 from autoseg.run_folder import find_model
 
+Method = Literal["invoke", "exec"]
+"""How grand-challenge runs an image."""
 InterfaceOption = Annotated[
     str | None,
     typer.Option(
@@ -68,7 +70,7 @@ def container(
     ] = None,
     base: BaseOption = None,
     method: Annotated[
-        Literal["invoke", "exec"],
+        Method,
         typer.Option(
             "--method", help="With --base, how grand-challenge runs it: a server, or a process for each case."
         ),
@@ -99,6 +101,11 @@ def _named_channels(words: list[str]) -> dict[str, str]:
     return {name: slug for name, _, slug in pairs}
 
 
+def _limit(name: str, what: str) -> Any:
+    """The option of a limit of the platform."""
+    return typer.Option(name, help=f"{what} (default: that of the challenge).", show_default=False)
+
+
 def rehearse(
     container: Annotated[
         str,
@@ -111,27 +118,10 @@ def rehearse(
     cases: Annotated[
         Path, typer.Option("--cases", help="Folder of images, with labels or without.", show_default=False)
     ],
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            "--memory", help="Limit for main memory, e.g. 15g (default: that of the challenge).", show_default=False
-        ),
-    ] = None,
-    shm: Annotated[
-        str | None,
-        typer.Option(
-            "--shm", help="Size of the shared memory, e.g. 128m (default: that of the challenge).", show_default=False
-        ),
-    ] = None,
-    time: Annotated[
-        str | None,
-        typer.Option(
-            "--time", help="Time limit for one case, e.g. 10m (default: that of the challenge).", show_default=False
-        ),
-    ] = None,
-    method: Annotated[
-        Literal["invoke", "exec"], typer.Option("--method", help="Image to run, of a grand-challenge folder.")
-    ] = "invoke",
+    memory: Annotated[str | None, _limit("--memory", "Limit for main memory, e.g. 15g")] = None,
+    shm: Annotated[str | None, _limit("--shm", "Size of the shared memory, e.g. 128m")] = None,
+    time: Annotated[str | None, _limit("--time", "Time limit for one case, e.g. 10m")] = None,
+    method: Annotated[Method, typer.Option("--method", help="Image to run, of a grand-challenge folder.")] = "invoke",
     model: Annotated[
         Path | None,
         typer.Option("--model", help="The model.tar.gz beside an image of grand-challenge.", show_default=False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
@@ -13,12 +14,13 @@ from statistics import fmean
 
 import numpy as np
 
+from autoseg.compute.executor import available_cores
 from autoseg.data.labels import with_values
 from autoseg.delivery.container.boxes import KILLED, POLL_S, Limits, Places, Process
 from autoseg.delivery.container.opening import RehearsalCase, Rehearsed, find_cases, opened_container
 from autoseg.delivery.container.program import ContainerProgram
 from autoseg.delivery.container.rules import lay_out, output_issues, strays
-from autoseg.delivery.container.verdict import CaseReport, Outcome, Rehearsal, judge
+from autoseg.delivery.container.verdict import CaseReport, Outcome, Rehearsal, busy_machine, judge
 from autoseg.evaluation.metrics import EvaluatedClass, compare, evaluated_classes
 from autoseg.evaluation.scoring import reference_labels
 from autoseg.imaging.orientation import align_label_map
@@ -76,6 +78,7 @@ def rehearse(container: str, cases: Path, wishes: Wishes, *, reporter: Reporter)
     ``container`` is a build context, an image file or the name of an image of Docker. Raises `AutosegError` where there is
     nothing to run or no way of running it; whatever the container does wrong is in the result.
     """
+    busy = busy_machine(os.getloadavg()[0], available_cores()) if hasattr(os, "getloadavg") else []
     opened = opened_container(container, method=wishes.method, model=wishes.model, reporter=reporter)
     with opened as ready, tempfile.TemporaryDirectory(prefix="autoseg-cases-") as folder:
         Path(folder).chmod(0o755)
@@ -102,7 +105,7 @@ def rehearse(container: str, cases: Path, wishes: Wishes, *, reporter: Reporter)
         cases=tuple(report for report in reports if report.case != BROKEN),
         broken=next((report for report in reports if report.case == BROKEN), None),
         outside=tuple(dict.fromkeys(stage.outside)),
-        issues=(*ready.issues, *stage.issues),
+        issues=(*ready.issues, *stage.issues, *busy),
     )
     passes, verdict = judge(result, ready.program)
     return result.model_copy(update={"passes": passes, "verdict": verdict})
@@ -305,7 +308,8 @@ def _start_server(stage: _Stage, places: Places) -> Process | None:
             message, fix = f"answers GET /health with a redirect ({status})", "answer 200"
         elif seconds > stage.limits.start_seconds:
             limit = format_duration(stage.limits.start_seconds)
-            message, fix = f"GET /health did not answer 200 within {limit}", "load less, or answer earlier"
+            message = f"GET /health did not answer 200 within {limit}; last words: {_last_line(process)}"
+            fix = "load less, or answer earlier"
         time.sleep(POLL_S)
     stage.issues.append(Issue(code="container.no_start", where="starting", message=message, fix=fix))
     stage.outside += process.close()

@@ -59,6 +59,15 @@ class Rehearsal(Document):
     verdict: str = ""
 
 
+def busy_machine(load: float, num_cores: int) -> list[Issue]:
+    """A warning where so many processes waited for the cores before a rehearsal that its times mean little."""
+    if load <= num_cores:
+        return []
+    message = f"this machine was busy before it began ({load:.0f} processes for {count_noun(num_cores, 'core')}): all times are longer for it"
+    fix = "rehearse again when nothing else runs"
+    return [Issue(code="container.busy_machine", severity="warning", where="times", message=message, fix=fix)]
+
+
 def judge(found: Rehearsal, program: ContainerProgram) -> tuple[bool, str]:
     """Whether a container would pass, and one line that says so, with what to change."""
     errors = [issue for issue in found.issues if issue.severity == "error"]

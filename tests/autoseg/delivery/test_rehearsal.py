@@ -13,7 +13,7 @@ from autoseg.delivery.container.boxes import Limits, Meter, namespaces_fault
 from autoseg.delivery.container.context import read_program
 from autoseg.delivery.container.docker import has_docker
 from autoseg.delivery.container.rehearse import Wishes, limits_of, parse_size
-from autoseg.delivery.container.verdict import CaseReport, Rehearsal, advice, judge
+from autoseg.delivery.container.verdict import CaseReport, Rehearsal, advice, busy_machine, judge
 from autoseg.issues import AutosegError
 from datasets_spec.container import load_container_tables
 
@@ -186,6 +186,11 @@ def test_the_verdict_says_what_decides(context, found, passes, words):
     assert told == passes
     assert words in line
     assert ("close" in line) == ("close" in words)
+
+
+@pytest.mark.parametrize(("load", "codes"), [(2.0, []), (2.1, ["container.busy_machine"])])
+def test_times_on_a_busy_machine_are_doubted(load, codes):
+    assert [issue.code for issue in busy_machine(load, 2)] == codes
 
 
 def test_advice_names_what_is_left_to_leave_out(context):
