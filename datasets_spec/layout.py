@@ -139,7 +139,7 @@ class Layout(Document):
     repeat_channel: bool = False
     """Whether a case with a single file, of one channel, has it as each of its channels."""
     labels: dict[str, Values] | None = None
-    """Name -> value in the label maps, several values: a region; ``background`` is 0 unless it is given; ``ignore`` marks
+    """Name -> value in the label maps, several values: a region; ``background`` is 0 unless it is given, of several values the others count as it; ``ignore`` marks
     voxels that were not annotated. With ``{class}``: name of the class -> any number, which gives the order."""
     colours: dict[str, Annotated[str, Field(pattern="^#[0-9a-fA-F]{6}$")]] | None = None
     """Instead of ``labels``, where label files are pictures: name -> colour, e.g. ``liver = "#ff0000"``; other colours are

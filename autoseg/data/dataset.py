@@ -79,6 +79,8 @@ class LabelCoding(Document):
     """Where masks overlap, the later class wins; else every combination that occurs has its own value."""
     threshold: int | None = None
     """Label files hold grey values: from this one on a voxel belongs to the structure."""
+    dropped: tuple[int, ...] = ()
+    """Values in label files that count as background."""
     mask_value: int = 1
     """Value inside the user's mask files: predictions are written the same way."""
 
@@ -103,6 +105,7 @@ class DatasetDescription(Document):
     """`LabelCoding.classes`; their file values are the internal ones."""
     later_mask_wins: bool = False
     threshold: int | None = None
+    dropped_values: tuple[int, ...] = ()
     mask_value: int = 1
     resampled_channels: bool = False
     """Whether all channels of a case are brought onto the grid of the first."""
@@ -136,6 +139,7 @@ class DatasetDescription(Document):
             classes=self.classes_with_masks,
             later_wins=self.later_mask_wins,
             threshold=self.threshold,
+            dropped=self.dropped_values,
             mask_value=self.mask_value,
         )
 

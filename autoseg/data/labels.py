@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -102,7 +102,7 @@ def undeclared_values(counts: Mapping[int, int], file_values: Sequence[int], **f
     return Issue(
         code="labels.undeclared_value",
         message=f"undeclared label values: {shown}; declared are {declared}",
-        fix="correct the label map, or declare the values in the dataset's labels",
+        fix="correct the label map, declare the values in the dataset's labels, or list them beside that of its background, which drops them",
         **{"where": "labels", **fields},
     )
 
@@ -157,13 +157,16 @@ def read_case_labels(
 def read_file_labels(case: Case, coding: LabelCoding, *, onto: Geometry | None = None) -> LabelMap:
     """Labels (Z, Y, X) of a case with the values of the file; of masks, with internal values.
 
-    Grey values of a dataset with a threshold become its foreground value. Undeclared values are returned as they are.
+    Grey values of a dataset with a threshold become its foreground value, dropped ones the background. Undeclared values are returned as they are.
     """
     if case.masks:
         return _combined(case, coding, onto)
     if case.label is None:
         raise ValueError(f"case {case.case_id} has no labels")
     label_map = _aligned(Path(case.label), _as_stored(case, Path(case.label)), onto)
+    if coding.dropped:
+        array = np.where(np.isin(label_map.array, coding.dropped), coding.file_values[0], label_map.array)
+        label_map = replace(label_map, array=array)
     if coding.threshold is None:
         return label_map
     background, inside = coding.file_values[:2]

@@ -41,6 +41,12 @@ def detection_curves(summary: Summary, *, num_workers: int, reporter: Reporter) 
     ]
     if missing:
         raise AutosegError(*missing, headline="a detection curve needs the probabilities of every case")
+    if stacks := [case.reference_file for case in cases if Path(case.reference_file).is_dir()]:
+        message, fix = (
+            "is a folder of pictures, whose order its image tells",
+            "pass a folder of label maps as references",
+        )
+        raise AutosegError(Issue(code="evaluation.stack", where=stacks[0], message=message, fix=fix))
     detect = partial(_detect, classes=summary.classes)
     with reporter.track("Detecting", len(cases)) as tracker:
         found = run_jobs(

@@ -142,7 +142,9 @@ def stored_key(case: Case, dataset: DatasetDescription, plan: Plan, configuratio
     configured = configuration.model_dump(
         include={"dimensions", "spacing_mm", "normalization", "resample_image", "resample_labels"}
     )
-    coding = dataset.coding.model_dump(exclude={"labels", "mask_value"})
+    coding = dataset.coding.model_dump(
+        exclude={"labels", "mask_value"} | ({"dropped"} if not dataset.dropped_values else set())
+    )
     known = [case.modality] if case.modality else []
     return key_of(STORAGE_VERSION, shared_inputs(plan), coding, configured, case.annotated, case.parts, content, *known)
 

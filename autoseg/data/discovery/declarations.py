@@ -26,6 +26,8 @@ class LabelValues:
 
     labels: Labels
     file_values: tuple[int, ...]
+    dropped: tuple[int, ...] = ()
+    """Values in the files that count as background."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,12 +204,12 @@ def _entry(key: str, value: object) -> _Entry | None:
 
 def _arrange(entries: Sequence[_Entry], order: Any, path: Path, issues: list[Issue]) -> LabelValues | None:
     """Internal values 1, 2, 3 ... for the foreground in ascending order of file values, and the ignore value above."""
-    background = next((e.values[0] for e in entries if e.name.lower() == BACKGROUND and len(e.values) == 1), 0)
+    background, *dropped = next((e.values for e in entries if e.name.lower() == BACKGROUND), (0,))
     ignore = next((e.values[0] for e in entries if e.name.lower() == IGNORE and len(e.values) == 1), None)
-    classes = [e for e in entries if e.name.lower() != IGNORE and e.values != (background,)]
+    classes = [e for e in entries if e.name.lower() not in (IGNORE, BACKGROUND) and e.values != (background,)]
     foreground = sorted({value for entry in classes for value in entry.values})
     has_regions = any(len(entry.values) > 1 for entry in classes)
-    found = _clashes(entries, classes, background, ignore, has_regions)
+    found = _clashes(entries, classes, (background, *dropped), ignore, has_regions)
     is_order = isinstance(order, list) and all(_is_whole(value) and value in foreground for value in order)
     if has_regions and not (is_order and len(order) == len(classes)):
         found.append(
@@ -228,11 +230,16 @@ def _arrange(entries: Sequence[_Entry], order: Any, path: Path, issues: list[Iss
         ignore=None if ignore is None else len(foreground) + 1,
         region_order=tuple(internal[value] for value in order) if has_regions else None,
     )
-    return LabelValues(labels=labels, file_values=(background, *foreground, *(() if ignore is None else (ignore,))))
+    file_values = (background, *foreground, *(() if ignore is None else (ignore,)))
+    return LabelValues(labels=labels, file_values=file_values, dropped=tuple(dropped))
 
 
 def _clashes(
-    entries: Sequence[_Entry], classes: Sequence[_Entry], background: int, ignore: int | None, has_regions: bool
+    entries: Sequence[_Entry],
+    classes: Sequence[_Entry],
+    background: Sequence[int],
+    ignore: int | None,
+    has_regions: bool,
 ) -> list[str]:
     """Contradictions between label entries, as text."""
     found = []
@@ -244,10 +251,12 @@ def _clashes(
     if not has_regions:
         twice = [values[0] for values in dict.fromkeys(single) if single.count(values) > 1]
         found += [f"value {value} has {single.count((value,))} names" for value in twice]
-    found += [f"region {e.name!r} holds the background value {background}" for e in classes if background in e.values]
+    found += [
+        f"{e.name!r} holds the background value {value}" for e in classes for value in background if value in e.values
+    ]
     found += [f"{e.name!r} holds the ignore value {ignore}" for e in classes if ignore in e.values]
-    if ignore == background:
-        found.append(f"background and ignore both have the value {background}")
+    if ignore in background:
+        found.append(f"background and ignore both have the value {ignore}")
     if not classes:
         found.append("declares only the background")
     return found

@@ -418,6 +418,7 @@ def _describe(
         classes_with_masks=found.classes,
         later_mask_wins=layout.overlap == "later",
         threshold=layout.threshold,
+        dropped_values=found.values.dropped,
         mask_value=found.mask_value,
         resampled_channels=layout.resample_channels,
         file_ending=writable_ending(min(endings, key=lambda ending: (-endings[ending], ending))),

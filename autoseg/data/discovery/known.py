@@ -108,7 +108,11 @@ def _with_found_values(root: Path, matches: Sequence[Match]) -> list[Match]:
     for file in sorted(matches[0].label_files)[:NUM_TRIED]:
         with suppress(AutosegError):  # the check tells what is wrong with it
             found |= set(np.unique(read_label_map(root / file).array).tolist())
-    kept = [each for each in matches if (known := values[each.layout.name]) and found <= set(known.file_values)]
+    kept = [
+        each
+        for each in matches
+        if (known := values[each.layout.name]) and found <= {*known.file_values, *known.dropped}
+    ]
     return [each for each in kept if each in (matches[0], *differing)] or list(matches[:1])
 
 

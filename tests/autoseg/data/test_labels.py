@@ -439,3 +439,19 @@ def test_values_can_be_swapped_and_may_not_fit_the_old_type():
     array = np.array([[0, 1], [2, 3]], np.uint8)
     assert with_values(array, {1: 2, 2: 1, 3: 300}).tolist() == [[0, 2], [1, 300]]
     assert with_values(array, {}) is array
+
+
+def test_dropped_values_are_background_everywhere(tmp_path):
+    values = np.resize(np.arange(5), GRID.shape)
+    for name in ("a", "b"):
+        write(tmp_path / "data" / "imagesTr" / f"{name}.nii.gz", values * 10 + (name == "b"))
+        write(tmp_path / "data" / "labelsTr" / f"{name}.nii.gz", values)
+    spec = tmp_path / "kidneys.toml"
+    spec.write_text('extends = "msd"\nchannels = ["MR"]\n[labels]\nkidneys = [2, 3]\nbackground = [0, 1, 4]\n')
+    found = discover_dataset(tmp_path / "data", spec=spec)
+    issues = check_dataset(found, num_workers=1, reporter=SilentReporter())
+    assert [issue.code for issue in issues if issue.severity == "error"] == []
+    (kidneys,) = found.labels.classes
+    array = read_case_labels(found.training[0], found.coding).array
+    np.testing.assert_array_equal(np.isin(array, kidneys.values), np.isin(values, [2, 3]))
+    np.testing.assert_array_equal(array == 0, np.isin(values, [0, 1, 4]))

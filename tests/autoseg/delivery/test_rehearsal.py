@@ -65,7 +65,8 @@ def test_a_good_container_passes(boxes, context, one_case, tmp_path, method):
     assert found.broken is not None
     assert found.broken.outcome == "done"
     assert (found.start_seconds is not None) == (method == "invoke")
-    assert (found.outside, found.issues) == ((), ())
+    assert found.outside == ()
+    assert {issue.code for issue in found.issues} <= {"container.busy_machine"}  # other tests may run beside
     assert found.cases[0].dice == 0.0  # it finds nothing, and both classes are one here
 
 

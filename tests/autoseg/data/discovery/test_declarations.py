@@ -48,6 +48,11 @@ def test_gaps_in_file_values_are_closed_inside(declare):
     assert declaration.label_values.file_values == (0, 2, 7, 10)
 
 
+def test_further_values_of_the_background_are_dropped(declare):
+    values = declare(labels={"background": [0, 2, 4], "a": 3, "b": 1}).label_values
+    assert (values.file_values, values.dropped) == ((0, 1, 3), (2, 4))
+
+
 def test_background_may_have_another_value(declare):
     assert declare(labels={"background": 255, "a": 1, "b": 2}).label_values.file_values == (255, 1, 2)
 
@@ -103,6 +108,8 @@ def test_nothing_declared_is_nothing_known(declare):
         ({"labels": {"a": [1, 2], "b": 2}, "regions_class_order": [1, 9]}, "regions_class_order is [1, 9]"),
         ({"labels": {"background": 0, "a": 1, "ignore": 1}}, "ignore value 1"),
         ({"labels": {"background": 0, "a": 1, "ignore": 0}}, "background and ignore"),
+        ({"labels": {"background": [0, 3], "a": 1, "ignore": 3}}, "background and ignore both have the value 3"),
+        ({"labels": {"background": [0, 3], "a": 1, "b": 3}}, "'b' holds the background value 3"),
         ({"modality": {"0": 3}}, "modality: found"),
         ({"channel_names": {}}, "channel_names: found"),
         ({"test": "imagesTs"}, "test: found"),
