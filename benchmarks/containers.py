@@ -16,13 +16,12 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 from builders import CPU, crop_images, make_phantom, write_short_schedule
+from docker_daemon import own_daemon
 from faulty_container import FAULTS, make_faulty
 
 from autoseg import api
@@ -52,32 +51,6 @@ SOCKETS = {
     ]
 }
 """As grand-challenge describes the interfaces of a phase."""
-DAEMON = ("--bridge=none", "--iptables=false", "--ip-forward=false", "--ip-masq=false", "--storage-driver=overlay2")
-
-
-@contextmanager
-def daemon(folder: Path) -> Iterator[str]:
-    """A Docker daemon of its own; yields its version."""
-    folder.mkdir(parents=True)
-    socket = f"unix://{folder / 'docker.sock'}"
-    places = [f"--data-root={folder / 'data'}", f"--exec-root={folder / 'exec'}", f"--pidfile={folder / 'pid'}"]
-    with (folder / "log").open("wb") as log:
-        started = subprocess.Popen(["dockerd", f"--host={socket}", *places, *DAEMON], stdout=log, stderr=log)
-    os.environ["DOCKER_HOST"] = socket
-    try:
-        for _ in range(240):
-            done = subprocess.run(
-                ["docker", "version", "--format", "{{.Server.Version}}"], capture_output=True, text=True, check=False
-            )
-            if done.returncode == 0:
-                break
-            time.sleep(0.5)
-        yield done.stdout.strip()
-    finally:
-        del os.environ["DOCKER_HOST"]
-        started.terminate()
-        started.wait(60)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def make_run(work: Path) -> tuple[Path, Path]:
@@ -122,7 +95,7 @@ def main() -> None:
     contexts = build(work, run)
     images = write_images(work, contexts, given.base, record)
     cases = dataset / "imagesTs"
-    with daemon(work / "docker") as version:
+    with own_daemon(work / "docker") as version:
         record.add("Docker", [version])
         by_docker(record, contexts, images, dataset, cases)
         faulty_by_docker(record, work, contexts["isles26"], cases)

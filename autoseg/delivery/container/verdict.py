@@ -13,6 +13,8 @@ from planners import Document
 CLOSE = 0.8
 """Share of a limit from which on a container is close to it."""
 GB = 1e9
+BUSY = 2.0
+"""Processes for each core from which on times say little: they are at least twice those of a quiet machine."""
 Outcome = Literal["done", "failed", "time", "memory", "answer"]
 
 
@@ -61,7 +63,7 @@ class Rehearsal(Document):
 
 def busy_machine(load: float, num_cores: int) -> list[Issue]:
     """A warning where so many processes waited for the cores before a rehearsal that its times mean little."""
-    if load <= num_cores:
+    if load <= BUSY * num_cores:
         return []
     message = f"this machine was busy before it began (load {load:.1f} on {count_noun(num_cores, 'core')}): all times are longer for it"
     fix = "rehearse again when nothing else runs"
