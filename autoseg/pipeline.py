@@ -113,6 +113,10 @@ def show(run: Run, last: Literal["select", "report"]) -> Run:
     """
     first: StageName = "check"
     model = None if run.redo else _finished_model(run)
+    if model is not None and run.settings.select_by is not None:
+        from autoseg.stages.challenge import challenge_for
+
+        challenge_for(run.settings.select_by, load_or_none(DatasetDescription, run.folder.dataset) or model.dataset)
     if model is not None:
         with run.reporter.phase("Comparing the run with its model"):
             difference = _why_unfinished(run)

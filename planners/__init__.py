@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from planners.document import (
+    ADDED,
     PROSE,
     Document,
     DocumentError,

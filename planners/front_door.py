@@ -2,6 +2,7 @@
 
 from planners.decision import Decision, DecisionRecord
 from planners.document import (
+    ADDED,
     PROSE,
     Document,
     DocumentError,
@@ -118,6 +119,7 @@ from planners.schedule.revising import (
 from planners.topology import Topology
 
 __all__ = [
+    "ADDED",
     "AUGMENTATIONS",
     "DEFAULT_CPU_BUDGET_S",
     "FEWEST_STEPS",

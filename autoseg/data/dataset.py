@@ -11,7 +11,7 @@ from pydantic import Field
 from autoseg.imaging.readers import split_part
 from autoseg.issues import AutosegError, Issue
 from autoseg.wording import NUM_SHOWN, count_noun, shorten
-from planners import PROSE, Document, Labels
+from planners import ADDED, PROSE, Document, Labels
 
 
 class MaskFile(Document):
@@ -79,7 +79,7 @@ class LabelCoding(Document):
     """Where masks overlap, the later class wins; else every combination that occurs has its own value."""
     threshold: int | None = None
     """Label files hold grey values: from this one on a voxel belongs to the structure."""
-    dropped: tuple[int, ...] = ()
+    dropped: Annotated[tuple[int, ...], ADDED] = ()
     """Values in label files that count as background."""
     mask_value: int = 1
     """Value inside the user's mask files: predictions are written the same way."""
@@ -105,9 +105,9 @@ class DatasetDescription(Document):
     """`LabelCoding.classes`; their file values are the internal ones."""
     later_mask_wins: bool = False
     threshold: int | None = None
-    dropped_values: tuple[int, ...] = ()
+    dropped_values: Annotated[tuple[int, ...], ADDED] = ()
     mask_value: int = 1
-    resampled_channels: bool = False
+    resampled_channels: Annotated[bool, ADDED] = False
     """Whether all channels of a case are brought onto the grid of the first."""
     numbered_channels: bool | None = None
     """Where the cases are left out: `autoseg.data.discovery.inputs.channels_are_numbered`, which needs their names."""

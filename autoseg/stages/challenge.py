@@ -24,7 +24,12 @@ from datasets_spec import Challenge, Scoring
 
 def challenge_for(name: str, dataset: DatasetDescription) -> tuple[Challenge, Scoring]:
     """The challenge to select by. Raises `AutosegError` where it is not known, or its classes are not those of the dataset."""
-    challenge = find_challenge(name, [case.case_id for case in dataset.training])
+    where, asked = f"--select-by {name}", f"--as {name}"
+    try:
+        challenge = find_challenge(name, [case.case_id for case in dataset.training])
+    except AutosegError as error:
+        issues = (each.model_copy(update={"where": where}) if each.where == asked else each for each in error.issues)
+        raise AutosegError(*issues) from error
     assert challenge.scoring is not None
     values = {value for each in scored_classes(challenge.scoring) for value in each.values}
     missing = sorted(values - {*dataset.file_values})
@@ -32,7 +37,7 @@ def challenge_for(name: str, dataset: DatasetDescription) -> tuple[Challenge, Sc
         message = f"{challenge.title} scores the values {', '.join(map(str, sorted(values)))}"
         message += ", but the dataset has masks" if not missing else f", but the dataset has no {missing[0]}"
         fix = "select by Dice, or by a challenge of this dataset"
-        raise AutosegError(Issue(code="select.other_challenge", where=f"--select-by {name}", message=message, fix=fix))
+        raise AutosegError(Issue(code="select.other_challenge", where=where, message=message, fix=fix))
     return challenge, challenge.scoring
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -15,6 +16,7 @@ from autoseg.data.discovery import discover_dataset
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import files_of, read_header, write_label_map
 from autoseg.stages.check import trained_on, with_contents
+from planners import essence
 
 
 def read(folder: Path, dataset: DatasetDescription) -> DatasetDescription:
@@ -38,6 +40,9 @@ def test_trainings_depend_on_labelled_cases_not_their_path(tmp_path) -> None:
     next((tmp_path / "there" / "imagesTs").iterdir()).unlink()
     found = [read(tmp_path / "run", discover_dataset(tmp_path / name)) for name in ("here", "there")]
     assert trained_on(found[0]) == trained_on(found[1])
+    before = {key: value for key, value in found[0].coding.model_dump().items() if key != "dropped"}  # of older runs
+    assert json.dumps(essence(found[0].coding)) == json.dumps(before)
+    assert trained_on(found[0].model_copy(update={"dropped_values": (3,)})) != trained_on(found[0])
     label = Path(found[1].training[0].label_files[0])
     label.write_bytes(Path(found[1].training[1].label_files[0]).read_bytes())
     assert trained_on(read(tmp_path / "run", found[1])) != trained_on(found[0])

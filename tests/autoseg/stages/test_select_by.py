@@ -82,6 +82,13 @@ def test_a_challenge_of_other_classes_is_refused_before_anything_is_trained(two,
     assert not (tmp_path / "run" / "models").exists()
 
 
+@pytest.mark.parametrize(("name", "code"), [("kits23", "select.other_challenge"), ("nothing", "challenge.unknown")])
+def test_a_finished_model_is_not_shown_for_a_challenge_that_does_not_fit(job: Job, name, code):
+    with pytest.raises(AutosegError) as caught:
+        job.call("select", select_by=name)
+    assert [(issue.code, issue.where) for issue in caught.value.issues] == [(code, f"--select-by {name}")]
+
+
 def test_a_lone_configuration_needs_no_ranking(job: Job, tmp_path):
     file = tmp_path / "by.toml"
     file.write_text(BY.format(metric="dice", parameters=""))
