@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,13 @@ def match_files(
 
 def compile_pattern(pattern: str, *, fields: Mapping[str, str], endings: Sequence[str]) -> re.Pattern[str]:
     """The regular expression of a path pattern as `datasets_spec.CaseFiles` explains it."""
+    used = ((name, fields[name]) for name in dict.fromkeys(FIELD.findall(pattern)) if name in fields)
+    return _compiled(pattern, tuple(used), tuple(endings))
+
+
+@lru_cache(4096)  # patterns of all layouts, which every search looks for
+def _compiled(pattern: str, used: tuple[tuple[str, str], ...], endings: tuple[str, ...]) -> re.Pattern[str]:
+    fields = dict(used)
     any_ending = "|".join(re.escape(ending) for ending in sorted(endings, key=len, reverse=True))
     parts, seen = [], set()
     for position, text in enumerate(FIELD.split(pattern)):
