@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from statistics import fmean, median
 
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 
 from autoseg.compute.device import fast_precision
+from autoseg.compute.executor import batches_ahead, validation_readers
 from autoseg.compute.memory import is_out_of_memory, release_memory
 from autoseg.data.dataset import Case, DatasetDescription
 from autoseg.evaluation.scoring import reference_labels, score_cases
@@ -31,7 +34,7 @@ from autoseg.training.fold_spec import configuration_recipe, make_network, previ
 from autoseg.training.loop import is_mean_over_samples, make_parts, run_network, train_step
 from autoseg.training.losses import make_loss
 from autoseg.training.preflight import kept_heap_for, memory_issue, num_readers, plausible_sizes
-from autoseg.training.sampling import BatchSource, finish
+from autoseg.training.sampling import BatchSource, finish, load_crops
 from autoseg.wording import first_line
 from planners import (
     DEFAULT_CPU_BUDGET_S,
@@ -409,7 +412,8 @@ def time_steps(
 ) -> list[float]:
     """Seconds that training steps take, data included: at most so many or so long, but two whatever they take.
 
-    Readers that work beside the steps are not started for a trial: see `pipelined_s`.
+    Readers work beside the steps as they do in a training. They fill their queue while the first steps are slow, so the steps that only
+    empty it again are left out; and as they all begin at once, each of them reads as many of the steps that count.
     """
     run = bench.run
     folder = run.folder.preprocessed(configuration.data)
@@ -430,26 +434,23 @@ def time_steps(
     parts = make_parts(network, make_loss(loss, labels), training, run.device, separable=separable)
     parts.network.train()
     durations: list[float] = []
-    shared = {"trainings": run.num_devices}
-    readers = num_readers(configuration, training, run.device, run.num_workers, **shared)
-    begun = time.perf_counter()
-    for step in range(most):
-        started = time.perf_counter()
-        crops = source[step]
-        read = time.perf_counter()
-        images, target = finish(crops, source.recipe, run.device)
-        train_step(parts, images, target, 1e-6, micro_batch_size=micro_batch_size)
-        wait_for(run.device)
-        done = time.perf_counter()
-        durations.append(pipelined_s(read - started, done - read, readers))
-        if len(durations) > 1 and done - begun > longest_s:
-            break
-    return durations
-
-
-def pipelined_s(read_s: float, step_s: float, readers: int) -> float:
-    """Seconds from one step to the next, where ``readers`` processes read batches in ``read_s`` each; none: the step waits."""
-    return max(step_s, read_s / readers) if readers else read_s + step_s
+    readers = num_readers(configuration, training, run.device, run.num_workers, trainings=run.num_devices)
+    readers -= validation_readers(readers)
+    queued = readers * batches_ahead(readers) if readers else 0
+    counted = most if not readers else WARM_UP_STEPS + -(-(most - WARM_UP_STEPS) // readers) * readers
+    with closing(load_crops(source, range(queued + counted), num_workers=readers, device=run.device)) as loaded:
+        crops = chain([next(loaded)], loaded) if readers else loaded  # readers have begun
+        begun = ended = time.perf_counter()
+        for batch in crops:
+            images, target = finish(batch, source.recipe, run.device)
+            train_step(parts, images, target, 1e-6, micro_batch_size=micro_batch_size)
+            wait_for(run.device)
+            started, ended = ended, time.perf_counter()
+            durations.append(ended - started)
+            if len(durations) > 1 and ended - begun > longest_s:
+                break
+    emptied = WARM_UP_STEPS + queued
+    return durations if len(durations) <= emptied else durations[:WARM_UP_STEPS] + durations[emptied:]
 
 
 def wait_for(device: torch.device) -> None:

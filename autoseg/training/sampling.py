@@ -11,7 +11,7 @@ import logging
 import math
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, Protocol, cast
@@ -447,7 +447,7 @@ def load_crops(
     device: torch.device,
     say: Callable[[Issue], None] = lambda issue: logger.warning("%s", issue),
     patience_s: float = PATIENCE_S,
-) -> Iterator[Sequence[Crop] | PackedBatch]:
+) -> Generator[Sequence[Crop] | PackedBatch, None, None]:
     """The crops of the batches of ``steps`` in order, read by ``num_workers`` workers (0: this process), for `finish`.
 
     What a case's arrays raise is raised here, in any worker; see `worker_died` for a worker that was killed. ``say`` is called

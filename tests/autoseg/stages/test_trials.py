@@ -6,7 +6,9 @@ import math
 import shutil
 import time
 from dataclasses import replace
+from multiprocessing import active_children
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,7 +29,6 @@ from autoseg.stages.trials import (
     measure_preparation,
     measure_steps,
     median_case,
-    pipelined_s,
     refine,
     sampled_cases,
     settled_mean,
@@ -423,8 +424,39 @@ def bench_training(bench: Bench, width: int) -> Training:
     )
 
 
-@pytest.mark.parametrize(
-    ("read_s", "step_s", "readers", "expected"), [(1.2, 0.1, 12, 0.1), (1.5, 0.1, 12, 0.125), (0.2, 0.1, 0, 0.3)]
-)
-def test_readers_work_beside_the_steps(read_s: float, step_s: float, readers: int, expected: float) -> None:
-    assert pipelined_s(read_s, step_s, readers) == pytest.approx(expected)
+@pytest.mark.parametrize(("num_workers", "readers", "queued"), [(12, 10, 10), (3, 2, 8), (1, 1, 4)])
+def test_steps_are_timed_once_the_queue_of_the_readers_is_empty(
+    bench, monkeypatch, num_workers: int, readers: int, queued: int
+) -> None:
+    """A step takes 0.1 s; a batch that was read while the first one took 9 s comes at once, and each later one after 0.4 s."""
+    clock, asked = [0.0], []
+
+    def load(source, steps: range, *, num_workers: int, device):
+        asked.append((num_workers, len(steps)))
+        for step in steps:
+            clock[0] += 0.0 if step <= 4 + queued - 1 else 0.4
+            yield [step]
+
+    def step(*given, **named) -> None:
+        clock[0] += 0.1 if clock[0] else 9.0
+
+    for name, fake in [("load_crops", load), ("train_step", step), ("finish", lambda *given: (None, None))]:
+        monkeypatch.setattr(trials, name, fake)
+    monkeypatch.setattr(trials, "num_readers", lambda *given, **named: num_workers)
+    monkeypatch.setattr(trials, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    configuration = bench.plan.configuration("3d_fullres")
+    durations = time_steps(bench, configuration, bench_training(bench, 8), longest_s=1e9)
+    timed = -(-8 // readers) * readers
+    assert asked == [(readers, 4 + queued + timed)]
+    assert durations == pytest.approx([9.0, 0.1, 0.1, 0.1, *[0.5] * timed])
+    assert settled_mean(durations) == pytest.approx(0.5)
+
+
+def test_processes_read_beside_trial_steps_and_end_with_them(bench, monkeypatch) -> None:
+    monkeypatch.setattr(trials, "num_readers", lambda *given, **named: 1)
+    configuration = bench.plan.configuration("3d_fullres")
+    monkeypatch.setattr(
+        trials, "train_step", lambda *given, **named: len(active_children()) or pytest.fail("no reader")
+    )
+    assert len(time_steps(bench, configuration, bench_training(bench, 8), longest_s=1e9, most=5)) == 5
+    assert active_children() == []
