@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -18,14 +19,11 @@ PROGRAM = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu_check.py"
 
 
 @pytest.fixture(scope="module")
-def program() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gpu_check", PROGRAM)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_check"] = module
-    spec.loader.exec_module(module)
-    return module
+def program() -> Iterator[ModuleType]:
+    """As the command loads it, from its own folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(PROGRAM.parent))
+        yield importlib.import_module("gpu_check")
 
 
 @pytest.fixture
@@ -42,6 +40,7 @@ class Absent:
 sys.meta_path.insert(0, Absent())
 sys.argv = sys.argv[1:]
 import runpy
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -78,7 +77,10 @@ def test_all_checks_run_on_a_cpu_and_tell_their_figures(tmp_path: Path) -> None:
 
 
 def test_what_is_wrong_does_not_pass(program: ModuleType, bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    finish_together, train, right = program.finish_together, program.train, program.find_micro_batch
+    computed, trained, made = (
+        importlib.import_module(f"gpu_checks.{name}") for name in ("computed", "trained", "made")
+    )
+    finish_together, train, right = computed.finish_together, computed.train, trained.find_micro_batch
 
     def brighter(*given):
         images, labels = finish_together(*given)
@@ -87,18 +89,18 @@ def test_what_is_wrong_does_not_pass(program: ModuleType, bench, monkeypatch: py
     def unspoilt(*given, make_batch, **named):
         return train(*given, make_batch=lambda number: (make_batch(number), good)[1], **named)
 
-    monkeypatch.setattr(program, "finish_together", brighter)
-    assert "images differ" in program.check_augmentation(bench)[1][0]
-    monkeypatch.setattr(program, "train", unspoilt)
-    plan, configuration = program.made_plans(bench)["isotropic"]
-    spec = program.make_spec(bench, plan, configuration, program.method_training(bench, configuration))
-    good = program.draw_batch(spec)
-    assert "were skipped" in program.check_late_results(bench)[1][0]
-    real = program.reference_norm
-    monkeypatch.setattr(program, "reference_norm", lambda x, weight, bias: real(x, weight, 2 * bias))
-    assert "wrong by" in program.check_norm(bench)[1][0]
-    monkeypatch.setattr(program, "find_micro_batch", lambda spec: right(spec) // 2)
-    assert "fit into 8 GB at once" in program.check_cap(bench)[1][0]
+    monkeypatch.setattr(computed, "finish_together", brighter)
+    assert "images differ" in computed.check_augmentation(bench)[1][0]
+    monkeypatch.setattr(computed, "train", unspoilt)
+    plan, configuration = made.made_plans(bench)["isotropic"]
+    spec = made.make_spec(bench, plan, configuration, made.method_training(bench, configuration))
+    good = made.draw_batch(spec)
+    assert "were skipped" in computed.check_late_results(bench)[1][0]
+    real = computed.reference_norm
+    monkeypatch.setattr(computed, "reference_norm", lambda x, weight, bias: real(x, weight, 2 * bias))
+    assert "wrong by" in computed.check_norm(bench)[1][0]
+    monkeypatch.setattr(trained, "find_micro_batch", lambda spec: right(spec) // 2)
+    assert "fit into 8 GB at once" in trained.check_cap(bench)[1][0]
 
 
 def test_a_check_that_fails_hangs_or_dies_ends_no_other(
