@@ -12,10 +12,11 @@ from builders import Job
 
 import autoseg
 from autoseg import api
-from autoseg.compute.cluster import Task
+from autoseg.compute.cluster import Slurm, Task, parse_slurm_options
 from autoseg.issues import AutosegError
 from autoseg.settings import make_settings
-from autoseg.stages.cluster import call_words
+from autoseg.stages.cluster import call_words, evaluating
+from autoseg.stages.run import Run
 from autoseg.storage.locks import hold_lock
 
 SLURM = {"cluster": "slurm", "slurm_options": "partition=gpu"}
@@ -53,6 +54,17 @@ def test_a_dry_run_writes_the_scripts_of_what_is_left(job: Job, tmp_path: Path) 
     assert f"train {job.root} --configuration 2d --fold 1 --wait" in text
     assert f"run {job.root} ;;" in finish.read_text()
     assert [script.name for script in api.job_scripts(job.root, redo=True, **SLURM)] == ["prepare.sh", "finish.sh"]
+
+
+def test_slurm_shares_the_test_images_where_there_are_several_tasks(finished: Job) -> None:
+    run, root = Run.open(finished.root), str(finished.root)
+    select, predict = evaluating(run, Slurm(options=parse_slurm_options("mem=1G"), most=3))
+    assert [task.command for task in select[1]] == [("select", root)]
+    assert [(task.name, task.command) for task in predict[1]] == [
+        (f"predict-{number}", ("predict", root))
+        for number in (1, 2)  # as many as there are images
+    ]
+    assert evaluating(run, Slurm(options=parse_slurm_options("mem=1G"), most=1)) == []
 
 
 def test_what_a_cluster_cannot_do_is_refused(job: Job) -> None:
