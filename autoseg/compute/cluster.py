@@ -177,7 +177,7 @@ def open_dask(address: Address, *, folder: Path) -> Iterator[DaskCluster]:
     if address.kind == "dask-local":
         # each worker is a process with one thread: a slot for one case or one training
         local = LocalCluster(
-            n_workers=address.number, threads_per_worker=1, dashboard_address=None, silence_logs=logging.ERROR
+            n_workers=address.number, threads_per_worker=1, dashboard_address=":0", silence_logs=logging.ERROR
         )
     try:
         client = Client(local or f"tcp://{address.place}", timeout=CONNECT_S, set_as_default=False)
