@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from autoseg.imaging.readers import split_part
+from autoseg.imaging.readers import resampled_paths, split_part
 from autoseg.issues import AutosegError, Issue
 from autoseg.wording import NUM_SHOWN, count_noun, shorten
 from planners import ADDED, PROSE, Document, Labels
@@ -142,6 +142,10 @@ class DatasetDescription(Document):
             dropped=self.dropped_values,
             mask_value=self.mask_value,
         )
+
+    def channel_paths(self, paths: Sequence[Path]) -> tuple[Path, ...]:
+        """The files of one image's channels, in order, as `read_image` takes them: marked where they are brought onto the first one's grid."""
+        return resampled_paths(paths) if self.resampled_channels else tuple(paths)
 
 
 def describe_dataset(dataset: DatasetDescription) -> str:

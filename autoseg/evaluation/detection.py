@@ -43,7 +43,7 @@ def detection_curves(summary: Summary, *, num_workers: int, reporter: Reporter) 
         raise AutosegError(*missing, headline="a detection curve needs the probabilities of every case")
     if stacks := [case.reference_file for case in cases if Path(case.reference_file).is_dir()]:
         message, fix = (
-            "is a folder of pictures, whose order its image tells",
+            "is a folder of pictures, and only the image tells their order",
             "pass a folder of label maps as references",
         )
         raise AutosegError(Issue(code="evaluation.stack", where=stacks[0], message=message, fix=fix))

@@ -101,7 +101,7 @@ def resample_onto(channel: NDArray[Any], source: Geometry, target: Geometry) -> 
 
 
 def share_inside(grid: Geometry, other: Geometry, num_points: int = 9) -> float:
-    """Share of ``grid`` that lies inside ``other``, from the first voxel to the last one along each axis, by ``num_points`` an axis."""
+    """Share of ``grid`` that lies inside ``other``, from ``num_points`` places along each axis, from the first voxel to the last."""
     axes = [np.linspace(0, size - 1, num_points) for size in grid.shape]
     points = np.stack([each.ravel() for each in np.meshgrid(*axes, [1.0], indexing="ij")])
     places = np.linalg.inv(other.affine) @ grid.affine @ points

@@ -23,7 +23,7 @@ from autoseg.evaluation.label_maps import apply_postprocessing
 from autoseg.imaging.image import Geometry, Image
 from autoseg.imaging.orientation import canonical_geometry
 from autoseg.imaging.placement import Placement, inside_box
-from autoseg.imaging.readers import Imagelike, as_image, is_picture, resampled_paths
+from autoseg.imaging.readers import Imagelike, as_image, is_picture
 from autoseg.inference.doubt import EntropyMap, Features, Sample, Taker, disagreement
 from autoseg.inference.member_output import How, ImageSource, NetworkInput, Progress, run_member
 from autoseg.inference.model import Member, Model, load_model
@@ -200,8 +200,8 @@ class Predictor:
         (`UserWarning`) of an image that is unlike the training cases: voxels, field of view, tilt, intensities, order of channels, one value in all
         voxels, no CT where that was CT; a ``strict`` predictor refuses it.
         """
-        if self.model.dataset.resampled_channels and isinstance(image, list | tuple):
-            image = resampled_paths([Path(each) for each in image])
+        if isinstance(image, list | tuple) and image and all(isinstance(each, str | Path) for each in image):
+            image = self.model.dataset.channel_paths([Path(each) for each in image])
         found, is_reversed = as_image(
             image, affine=affine, spacing_mm=spacing_mm, axes=axes, needs_directions=self.needs_directions
         )

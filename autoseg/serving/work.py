@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from autoseg.compute.memory import is_out_of_memory, release_memory
 from autoseg.evaluation.metrics import EvaluatedClass, evaluated_classes
 from autoseg.imaging.image import Geometry, Image
-from autoseg.imaging.readers import read_image, resampled_paths, split_part, write_image, write_label_map
+from autoseg.imaging.readers import read_image, split_part, write_image, write_label_map
 from autoseg.inference.dicom_output import dicom_output
 from autoseg.inference.model import open_model
 from autoseg.inference.predictions import volumes_ml
@@ -131,7 +131,7 @@ def do(job: Job, models: Mapping[str, Served], is_stopping: Callable[[], bool], 
 def answer(job: Job, served: Served, tell: Callable[[int, int], None]) -> dict[str, object]:
     """Read, predict, write; what the status says of it. Raises `AutosegError` for an image that cannot be predicted."""
     paths = [series_path(job.upload / name, job.ask.series) for name in job.ask.images]
-    image = read_image(resampled_paths(paths) if served.predictor.model.dataset.resampled_channels else paths)
+    image = read_image(served.predictor.model.dataset.channel_paths(paths))
     predictor = replace(served.predictor, folder=job.folder)
     issues = [*image.notes, *unlike_training(image, predictor)]
     prepared, geometry = predictor.prepare(image), image.geometry

@@ -11,7 +11,7 @@ from autoseg.compute.device import choose_device, choose_devices, set_threads
 from autoseg.compute.executor import available_cores
 from autoseg.data.discovery.inputs import InputCase, Inputs
 from autoseg.imaging.image import Image
-from autoseg.imaging.readers import as_image, image_ending, image_stem, resampled_paths
+from autoseg.imaging.readers import as_image, image_ending, image_stem
 from autoseg.inference.dicom_output import DicomOutput, dicom_output
 from autoseg.inference.model import load_model
 from autoseg.inference.predict import find_input_cases, predict_cases, predict_file
@@ -90,7 +90,7 @@ def one_file(out: Path) -> Path | None:
 def inputs_in(predictor: Predictor, paths: Sequence[Path], file: Path | None, **how: Any) -> Inputs:
     """The cases in ``paths``; where there is one path for each channel, and one ``file`` for the label map, those are one."""
     if file is not None and len(paths) == len(predictor.model.plan.channels) > 1:
-        images = resampled_paths(paths) if predictor.model.dataset.resampled_channels else tuple(paths)
+        images = predictor.model.dataset.channel_paths(paths)
         return Inputs(cases=(InputCase(case_id=image_stem(file), images=images),))
     return find_input_cases(paths, predictor.model.dataset, **how)
 

@@ -44,8 +44,8 @@ class Clinic:
         how = {"device": "cpu", "threads": 1, "mirroring": False, "reporter": self.reporter, **options}
         return autoseg.predict(self.model, source, out or self.out, **how)
 
-    def entry(self) -> Entry:
-        _, line = filter(None, (self.out / "predictions.jsonl").read_text().split("\n"))
+    def entry(self, out: Path | None = None) -> Entry:
+        _, line = filter(None, ((out or self.out) / "predictions.jsonl").read_text().split("\n"))
         return Entry.model_validate_json(line)
 
 
@@ -170,8 +170,7 @@ def test_flags_say_what_of_an_image_is_unlike_training(clinic: Clinic) -> None:
     for name, array in {"bright": bright, "constant": np.zeros_like(bright)}.items():
         series = write_study(clinic.scans.parent / name, array, plane=PLANE, **wide)
         clinic.predict(series, clinic.out / name, kind="dicom-seg")
-        _, line = filter(None, (clinic.out / name / "predictions.jsonl").read_text().split("\n"))
-        made = Entry.model_validate_json(line).provenance
+        made = clinic.entry(clinic.out / name).provenance
         assert made is not None
         assert set(made.flags) == flags[name]
 

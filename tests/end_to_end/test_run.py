@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -146,6 +147,10 @@ def test_the_predictor_takes_arrays(finished: Job) -> None:
     with pytest.raises(AutosegError) as caught:
         predictor.predict(array, spacing_mm=image.GetSpacing()[::-1])
     assert caught.value.codes == ("image.no_place",)
+    resampling = predictor.model.dataset.model_copy(update={"resampled_channels": True})
+    with pytest.raises(AutosegError) as caught:
+        replace(predictor, model=replace(predictor.model, dataset=resampling)).predict([array])
+    assert caught.value.codes == ("image.type",)
     stored = SimpleITK.GetImageFromArray(predictor.predict_image([path]).labels)
     stored.CopyInformation(SimpleITK.ReadImage(path))
     np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(SimpleITK.DICOMOrient(stored, "LPS")), labels)

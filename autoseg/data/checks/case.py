@@ -137,8 +137,8 @@ def _channel_faults(item: CheckItem, headers: Sequence[ImageHeader], channels: S
             issues += _coverage(item, path, share_inside(headers[0].geometry, header.geometry), first)
         elif differences := grid_differences(header.geometry, headers[0].geometry, SAME_GRID):
             message = f"not on the grid of channel {first}: {'; '.join(differences)}"
-            fix = "resample it (resample_channels = true in a spec file does so), leave it out by a spec file that lists the other "
-            fix += "channels (--spec), or remove the case"
+            fix = "resample it (or set resample_channels = true in a spec file), list only the other channels in a spec file "
+            fix += "(--spec), or remove the case"
             issues.append(item.issue(path, message, fix, code="image.channel_grid"))
     return issues
 
@@ -147,7 +147,7 @@ def _coverage(item: CheckItem, path: str, share: float, first: str) -> list[Issu
     """An error where a channel that is resampled lies elsewhere than the first one, a warning where it covers little of it."""
     if share >= LEAST_COVERED:
         return []
-    message = f"covers {100 * share:.0f} % of the image in {first}, onto whose grid it is resampled"
+    message = f"covers only {100 * share:.0f} % of {first}, onto whose grid it is resampled"
     fix = "make sure that both are of the same scan, and that their headers place them in the same world"
     severity: Severity = "warning" if share > 0 else "error"
     return [item.issue(path, message, fix, code="image.channel_coverage", severity=severity)]

@@ -42,7 +42,6 @@ from autoseg.imaging.readers import (
     list_series,
     read_header,
     require_text,
-    resampled_paths,
     split_frame,
     split_part,
 )
@@ -292,8 +291,7 @@ def find_inputs(
     found = sorted([*cases, *others], key=lambda case: case.case_id)
     if known is not None and known.modality:
         found = [replace(case, modality=known.modality_of(case.case_id)) for case in found]
-    if dataset.resampled_channels:
-        found = [replace(case, images=resampled_paths(case.images)) for case in found]
+    found = [replace(case, images=dataset.channel_paths(case.images)) for case in found]
     if known is not None and known.volumes is not None and is_tree:
         found, faults = _named_volumes(found, faults, known.volumes)
     return Inputs(cases=tuple(found), issues=(*issues, *faults))

@@ -65,7 +65,9 @@ def busy_machine(load: float, num_cores: int) -> list[Issue]:
     """A warning where so many processes waited for the cores before a rehearsal that its times mean little."""
     if load <= BUSY * num_cores:
         return []
-    message = f"this machine was busy before it began (load {load:.1f} on {count_noun(num_cores, 'core')}): all times are longer for it"
+    message = (
+        f"this machine was already busy (load {load:.1f} on {count_noun(num_cores, 'core')}), so all times are too long"
+    )
     fix = "rehearse again when nothing else runs"
     return [Issue(code="container.busy_machine", severity="warning", where="times", message=message, fix=fix)]
 

@@ -94,7 +94,7 @@ def read_image(paths: Path | str | Sequence[Path | str]) -> Image:
 
 
 def resampled_paths(paths: Sequence[Path]) -> tuple[Path, ...]:
-    """Names of the channels of one image by which `read_image` brings all of them onto the grid of the first: ``pet.nii.gz#resampled``."""
+    """The channels of one image, marked so that `read_image` brings them onto the grid of the first: ``pet.nii.gz#resampled``."""
     marked = (
         each if is_resampled(each) else each.with_name(f"{each.name}{PART_MARK}{RESAMPLED}") for each in paths[1:]
     )
@@ -235,7 +235,7 @@ def _check_same_grid(first_path: Path, first: Geometry, path: Path, other: Geome
         path,
         code="reader.channel_grids_differ",
         message=f"it has {shown[0]}, but {first_path} of the same image has {shown[1]}",
-        fix="resample the channels to one grid; for a dataset resample_channels = true in a spec file does so",
+        fix="resample the channels to one grid, or set resample_channels = true in a spec file of the dataset",
     )
 
 

@@ -89,5 +89,5 @@ def slice_count(folder: Path, found: int, expected: int) -> AutosegError:
         folder,
         code="labels.slice_count",
         message=f"it has {found} pictures, but its series has {expected} slices",
-        fix="add or remove pictures: they belong to the files of the series in the order of their names",
+        fix="add or remove pictures; the first picture by name belongs to the first file of the series, and so on",
     )
