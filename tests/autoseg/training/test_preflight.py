@@ -26,6 +26,7 @@ from torch._inductor import config as inductor_config
 from autoseg.issues import AutosegError
 from autoseg.training import loop, preflight
 from autoseg.training.fold import train_fold
+from autoseg.training.fold_spec import FoldSpec
 from autoseg.wording import first_line
 
 
@@ -176,14 +177,23 @@ def test_memory_that_only_an_attempt_shows_to_be_too_little_is_met_by_micro_batc
     assert (tmp_path / "final.safetensors").exists()
 
 
+def shallow(spec: FoldSpec, *, batch_size: int = 2) -> FoldSpec:
+    """Compiled, with a network of two stages: compiling takes time for every layer."""
+    network = spec.configuration.network
+    stages = {name: getattr(network, name)[:2] for name in ("features", "kernels", "strides")}
+    network = network.model_copy(update={**stages, "blocks": (1, 1), "decoder_blocks": (1,)})
+    spec = replace(spec, configuration=spec.configuration.model_copy(update={"network": network}))
+    return training_with(spec, compiled=True, batch_size=batch_size, validation_batches=0)
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's own, of its own doing
 def test_a_failing_compiler_is_reported_once_and_not_used(tmp_path, monkeypatch) -> None:
     for name in ("CXX", "TORCHINDUCTOR_CACHE_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "nothing"))
-    spec = make_spec(tmp_path / "compiled", steps=3)
+    spec = shallow(make_spec(tmp_path / "compiled", steps=3))
     with inductor_config.patch({"cpp.cxx": (None, str(tmp_path / "no-compiler"))}):
-        run(replace(spec, training=spec.training.model_copy(update={"compiled": True})))
-    run(make_spec(tmp_path / "plain", steps=3))
+        run(spec)
+    run(training_with(replace(spec, folder=tmp_path / "plain"), compiled=False))
     (issue,) = issues_of(spec)
     assert issue.code == "training.not_compiled"
     assert "compiler" in issue.message.lower().split("(")[1]
@@ -203,7 +213,7 @@ def test_compiled_steps_are_tried_in_micro_batches_that_memory_allows(tmp_path, 
     monkeypatch.setattr(loop, "run_network", measured)
     for name in ("CXX", "TORCHINDUCTOR_CACHE_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "nothing"))
-    spec = training_with(make_spec(tmp_path / "fold", steps=2), compiled=True, batch_size=6, validation_batches=0)
+    spec = shallow(make_spec(tmp_path / "fold", steps=2), batch_size=6)
     third = preflight.needed_bytes(spec.configuration, spec.training, 2)
     with inductor_config.patch({"cpp.cxx": (None, str(tmp_path / "no-compiler"))}):
         monkeypatch.setattr(preflight, "free_memory_bytes", lambda: 1000)
@@ -226,9 +236,9 @@ def test_compiled_steps_are_tried_in_micro_batches_that_memory_allows(tmp_path, 
 @pytest.mark.skipif(sys.version_info[:3] == (3, 13, 0), reason="torch.compile refuses Python 3.13.0")
 def test_compiled_steps_learn_the_same(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    spec = make_spec(tmp_path / "compiled", steps=3)
-    run(replace(spec, training=spec.training.model_copy(update={"compiled": True})))
-    run(make_spec(tmp_path / "plain", steps=3))
+    spec = shallow(make_spec(tmp_path / "compiled", steps=3))
+    run(spec)
+    run(training_with(replace(spec, folder=tmp_path / "plain"), compiled=False))
     assert not issues_of(spec)
     losses = [
         json.loads((tmp_path / name / "history.jsonl").read_text().splitlines()[-1])["loss"]
