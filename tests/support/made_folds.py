@@ -19,6 +19,7 @@ from autoseg.training.fold_spec import FoldSpec, FoldState, batch_source
 from autoseg.training.sampling import Batch, BatchSource, finish, load_crops
 from planners import (
     CaseSize,
+    Configuration,
     Fingerprint,
     IntensityStatistics,
     LabelClass,
@@ -70,6 +71,14 @@ def make_plan() -> Plan:
             median_relative_size_after_cropping=1.0,
         )
     )
+
+
+def shallow(configuration: Configuration) -> Configuration:
+    """With a network of two stages of one convolution each, for what takes time for every layer."""
+    network = configuration.network
+    stages = {name: getattr(network, name)[:2] for name in ("features", "kernels", "strides")}
+    network = network.model_copy(update={**stages, "blocks": (1, 1), "decoder_blocks": (1,)})
+    return configuration.model_copy(update={"network": network})
 
 
 def make_spec(folder: Path, *, steps: int = 6, training: Training | None = None, name: str = "3d_fullres") -> FoldSpec:

@@ -17,6 +17,7 @@ from made_folds import (
     make_plan,
     make_spec,
     run,
+    shallow,
     training_with,
 )
 from spies import Spy
@@ -63,7 +64,7 @@ def test_a_schedule_without_momentum_trains_with_plain_sgd(tmp_path) -> None:
 
 def test_memory_that_is_kept_changes_no_bit() -> None:
     plan = make_plan()
-    configuration = plan.configuration("3d_fullres")
+    configuration = shallow(plan.configuration("3d_fullres"))
     training = trial_training(configuration, base_features=4, batch_size=1, precision="float32")
     image = torch.rand((1, 1, 128, 128, 128), generator=torch.Generator().manual_seed(0))
     assert 4 * image.numel() * 4 >= MMAP_THRESHOLD_BYTES  # so that the first maps would be given back

@@ -17,6 +17,7 @@ from made_folds import (
     issues_of,
     make_spec,
     run,
+    shallow,
     state_of,
     training_with,
 )
@@ -177,12 +178,8 @@ def test_memory_that_only_an_attempt_shows_to_be_too_little_is_met_by_micro_batc
     assert (tmp_path / "final.safetensors").exists()
 
 
-def shallow(spec: FoldSpec, *, batch_size: int = 2) -> FoldSpec:
-    """Compiled, with a network of two stages: compiling takes time for every layer."""
-    network = spec.configuration.network
-    stages = {name: getattr(network, name)[:2] for name in ("features", "kernels", "strides")}
-    network = network.model_copy(update={**stages, "blocks": (1, 1), "decoder_blocks": (1,)})
-    spec = replace(spec, configuration=spec.configuration.model_copy(update={"network": network}))
+def compiled(spec: FoldSpec, *, batch_size: int = 2) -> FoldSpec:
+    spec = replace(spec, configuration=shallow(spec.configuration))
     return training_with(spec, compiled=True, batch_size=batch_size, validation_batches=0)
 
 
@@ -190,7 +187,7 @@ def shallow(spec: FoldSpec, *, batch_size: int = 2) -> FoldSpec:
 def test_a_failing_compiler_is_reported_once_and_not_used(tmp_path, monkeypatch) -> None:
     for name in ("CXX", "TORCHINDUCTOR_CACHE_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "nothing"))
-    spec = shallow(make_spec(tmp_path / "compiled", steps=3))
+    spec = compiled(make_spec(tmp_path / "compiled", steps=3))
     with inductor_config.patch({"cpp.cxx": (None, str(tmp_path / "no-compiler"))}):
         run(spec)
     run(training_with(replace(spec, folder=tmp_path / "plain"), compiled=False))
@@ -213,7 +210,7 @@ def test_compiled_steps_are_tried_in_micro_batches_that_memory_allows(tmp_path, 
     monkeypatch.setattr(loop, "run_network", measured)
     for name in ("CXX", "TORCHINDUCTOR_CACHE_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "nothing"))
-    spec = shallow(make_spec(tmp_path / "fold", steps=2), batch_size=6)
+    spec = compiled(make_spec(tmp_path / "fold", steps=2), batch_size=6)
     third = preflight.needed_bytes(spec.configuration, spec.training, 2)
     with inductor_config.patch({"cpp.cxx": (None, str(tmp_path / "no-compiler"))}):
         monkeypatch.setattr(preflight, "free_memory_bytes", lambda: 1000)
@@ -236,7 +233,7 @@ def test_compiled_steps_are_tried_in_micro_batches_that_memory_allows(tmp_path, 
 @pytest.mark.skipif(sys.version_info[:3] == (3, 13, 0), reason="torch.compile refuses Python 3.13.0")
 def test_compiled_steps_learn_the_same(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    spec = shallow(make_spec(tmp_path / "compiled", steps=3))
+    spec = compiled(make_spec(tmp_path / "compiled", steps=3))
     run(spec)
     run(training_with(replace(spec, folder=tmp_path / "plain"), compiled=False))
     assert not issues_of(spec)
