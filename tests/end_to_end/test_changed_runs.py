@@ -768,7 +768,7 @@ def test_a_refused_call_leaves_no_settings_where_they_were_lost(job: Job) -> Non
 def test_a_training_that_is_added_follows_what_was_set_and_edits_stay_edits(job: Job) -> None:
     folder, own = job.folder, load_document(Schedule, job.folder.schedule)
     settings = json.loads(folder.settings.read_text())
-    folder.settings.write_text(json.dumps(settings | {"schedule": None, "mirroring": False}))
+    folder.settings.write_text(json.dumps(settings | {"schedule": None, "mirroring": False, "budget": 60.0}))
     run = Run.open(job.root)
     edit(folder.schedule, lambda schedule: schedule["trainings"][0].update(num_steps=3))
     schedule = add_training(replace(run, reporter=SilentReporter()), run.dataset, run.plan, "3d_fullres")

@@ -32,11 +32,11 @@ def start(run: Path, schedule: Path, fold: int) -> subprocess.Popen[str]:
 
 @pytest.fixture
 def prepared(job: Job, tmp_path: Path) -> Job:
-    """A run whose data are preprocessed and of which nothing is trained, and a schedule of 30 steps."""
+    """A run whose data are preprocessed and of which nothing is trained, and a schedule of 10 steps."""
     shutil.rmtree(job.folder.models)
     for record in job.root.glob("stages/*-2d-*.json"):
         record.unlink()
-    return replace(job, schedule=write_schedule(tmp_path, job, steps=30))
+    return replace(job, schedule=write_schedule(tmp_path, job, steps=10))
 
 
 def write_schedule(folder: Path, job: Job, *, steps: int) -> Path:
@@ -57,7 +57,7 @@ def test_two_folds_train_at_once(prepared: Job) -> None:
         folder = prepared.folder.fold("2d", fold)
         assert (folder / "final.safetensors").exists()
         assert (folder / "validation" / "summary.json").exists()
-        assert json.loads((folder / "history.jsonl").read_text().splitlines()[-1])["step"] == 30
+        assert json.loads((folder / "history.jsonl").read_text().splitlines()[-1])["step"] == 10
 
 
 def test_two_processes_train_one_fold_started_here_or_by_torchrun(

@@ -27,7 +27,7 @@ def test_a_few_steps_on_six_real_cases_learn_and_keep_their_geometry(real_data, 
 
     call = [sys.executable, "-c", "from autoseg.cli import main; main()", "run", str(dataset), "--out", str(run)]
     few = ["--folds", "2", "--configurations", "3d_fullres", "--target-spacing", "1.6,1.6,1.6"]
-    for field, value in (("schedule.num_steps", 30), ("schedule.base_features", 8), ("plan.3d_fullres.batch_size", 4)):
+    for field, value in (("schedule.num_steps", 20), ("schedule.base_features", 8), ("plan.3d_fullres.batch_size", 4)):
         few += ["--set", f"{field}={value}"]
     done = subprocess.run([*call, *few, *CPU_WORDS], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

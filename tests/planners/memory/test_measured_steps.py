@@ -53,7 +53,7 @@ def third_step_bytes(plan: Plan, configuration: str, *, dtype: str, threads: int
     [
         ("default", "3d_fullres", 2, 1, "float32"),
         ("resenc_m", "2d", 32, 2, "float32"),
-        ("vnet", "3d_fullres", 2, 2, "bfloat16"),
+        ("vnet", "3d_fullres", 1, 2, "bfloat16"),
     ],
 )
 def test_a_third_step_takes_what_is_told(

@@ -25,12 +25,12 @@ def fuzz() -> ModuleType:
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_broken_files_are_refused_or_read(fuzz: ModuleType) -> None:
-    summary = fuzz.fuzz(300, start=7)
+    summary = fuzz.fuzz(150, start=7)
     assert not summary.faults, summary.faults
-    assert sum(summary.outcomes.values()) == 300
+    assert sum(summary.outcomes.values()) == 150
     assert len(summary.by_seed) > 20
     assert (
-        summary.outcomes["refused"] > 100
+        summary.outcomes["refused"] > 50
     )  # most are broken beyond reading: the files are not simply read as they were
 
 
