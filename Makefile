@@ -13,7 +13,7 @@ demo: $(STAMP)
 	$(VENV)/bin/autoseg demo --out demo
 
 test: $(STAMP)
-	PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest -n 2 --dist worksteal tests --real-data $(REAL_DATA)
+	PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest -n 3 --dist worksteal tests --real-data $(REAL_DATA)
 
 check: lint types docs
 

@@ -345,6 +345,13 @@ def sets_steps(settings: Settings) -> bool:
     return not {"num_steps", "epochs"}.isdisjoint(path.rpartition(".")[2] for path in changes_of(settings, "schedule"))
 
 
+def fewest_steps_set(settings: Settings) -> int | None:
+    """The fewest training steps that the user set for a configuration; None where none are set, or epochs are."""
+    changes = changes_of(settings, "schedule").items()
+    found = [int(text) for path, text in changes if path.rpartition(".")[2] == "num_steps" and text.isdecimal()]
+    return min(found, default=None)
+
+
 def as_duration(seconds: float) -> str:
     """Seconds as users write them: ``1h30m``, ``20m``, ``90s``; `parse_duration` reads it again."""
     hours, rest = divmod(seconds, 3600)

@@ -27,7 +27,7 @@ from autoseg.issues import AutosegError
 from autoseg.networks.build import build_network, place
 from autoseg.preprocessing.prepare import CascadeCase, prepare_image
 from autoseg.preprocessing.store import open_case
-from autoseg.settings import sets_steps
+from autoseg.settings import Settings, fewest_steps_set, sets_steps
 from autoseg.stages.run import Run
 from autoseg.storage.atomic import temporary_folder
 from autoseg.training.fold_spec import configuration_recipe, make_network, previous_values
@@ -68,6 +68,12 @@ LONGEST_TRIAL_S = 10.0
 """Enough where steps are slow."""
 
 
+WARM_UP_STEPS = 4
+"""The first steps also prepare convolution kernels and fill caches; on CPUs they take up to twice as long."""
+TRIAL_STEPS = WARM_UP_STEPS + 8
+"""Of which the last are timed."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
     """What trials are made from."""
@@ -79,6 +85,8 @@ class Bench:
     """Of one trial."""
     ends: float = math.inf
     """When all trials should be over, by the monotonic clock."""
+    most: int = TRIAL_STEPS
+    """Steps of one trial."""
 
     @property
     def left_s(self) -> float:
@@ -97,13 +105,16 @@ def make_bench(run: Run, dataset: DatasetDescription, plan: Plan) -> Bench:
     longest_s = min(LONGEST_TRIAL_S, max(SHORTEST_TRIAL_S, TRIAL_SHARE * planned_s))
     limit_s = FEW_TRIALS_S if sets_steps(run.settings) else TRIALS_S
     ends = time.monotonic() + min(limit_s, TRIALS_SHARE * planned_s)
-    return Bench(run=run, dataset=dataset, plan=plan, longest_s=longest_s, ends=ends)
+    return Bench(run=run, dataset=dataset, plan=plan, longest_s=longest_s, ends=ends, most=trial_steps(run.settings))
+
+
+def trial_steps(settings: Settings) -> int:
+    """Steps of one trial: two at least, and a small share of a training whose steps the user set."""
+    steps = fewest_steps_set(settings)
+    return TRIAL_STEPS if steps is None else min(TRIAL_STEPS, max(2, round(TRIALS_SHARE * steps)))
 
 
 FLOAT32: Precision = "float32"
-WARM_UP_STEPS = 4
-"""The first steps also prepare convolution kernels and fill caches; on CPUs they take up to twice as long."""
-TIMED_STEPS = 8
 TRIAL_CASES = 3
 """Opening a case for the first time takes tens of milliseconds, which costs a training once and would cost a trial in every
 step; few cases are open after the warm-up."""
@@ -298,7 +309,7 @@ def refine(bench: Bench, measured: Measurement, training: Training) -> Measureme
     configuration = bench.plan.configuration(training.configuration)
     longest = min(REFINED_S, 1.5 * TRIAL_SHARE * (bench.run.settings.budget or DEFAULT_CPU_BUDGET_S))
     longest = max(0.0, min(longest, bench.ends - time.monotonic()))
-    if longest < 3 * measured.step_s:
+    if bench.most < TRIAL_STEPS or longest < 3 * measured.step_s:
         return measured
     most = round(longest / measured.step_s)
     step_s = time_fitting_steps(bench, configuration, training, longest_s=longest, most=most)
@@ -378,14 +389,14 @@ def time_fitting_steps(
     training: Training,
     *,
     longest_s: float,
-    most: int = WARM_UP_STEPS + TIMED_STEPS,
+    most: int | None = None,
     whole: bool = False,
 ) -> float | None:
     """Seconds of a step (`time_steps`) with as much of the batch at once as fits into memory; None where not even one sample does.
 
     ``whole``: only with all of it, for another training is there that fits.
     """
-    device = bench.run.device
+    device, most = bench.run.device, bench.most if most is None else most
     for size in plausible_sizes(configuration, training, device):
         if whole and size < training.batch_size:
             return None
@@ -407,7 +418,7 @@ def time_steps(
     training: Training,
     *,
     longest_s: float,
-    most: int = WARM_UP_STEPS + TIMED_STEPS,
+    most: int = TRIAL_STEPS,
     micro_batch_size: int | None = None,
 ) -> list[float]:
     """Seconds that training steps take, data included: at most so many or so long, but two whatever they take.

@@ -18,6 +18,7 @@ from autoseg.issues import AutosegError
 from autoseg.stages import trials
 from autoseg.stages.run import Run
 from autoseg.stages.trials import (
+    TRIAL_STEPS,
     Bench,
     TriedStep,
     make_bench,
@@ -35,6 +36,7 @@ from autoseg.stages.trials import (
     stored_shapes,
     time_fitting_steps,
     time_steps,
+    trial_steps,
     try_compiling,
 )
 from autoseg.storage.atomic import TEMPORARY
@@ -62,7 +64,6 @@ def bench(finished: Job, tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 def test_everything_that_takes_time_is_measured(bench) -> None:
     measured = measure_steps(bench, preferred_configurations(bench.plan)[:2], budgeted=True, num_folds=3)
-    assert len({m.configuration for m in measured}) == 2
     first = [m for m in measured if m.configuration == "3d_fullres"]
     assert [m.base_features for m in first] == sorted(m.base_features for m in first)
     for m in measured:
@@ -118,6 +119,27 @@ def test_all_trials_end_after_a_twentieth_of_the_budget_or_a_minute(bench, budge
     assert before + all_s <= limited.ends <= time.monotonic() + all_s
     assert limited.left_s == limited.longest_s
     assert replace(limited, ends=before).left_s == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        ({}, 12),
+        ({"schedule.num_steps": "5"}, 2),
+        ({"schedule.num_steps": "100"}, 5),
+        ({"schedule.2d.num_steps": "219", "schedule.num_steps": "1000"}, 11),
+        ({"schedule.num_steps": "1000"}, 12),
+        ({"schedule.epochs": "1"}, 12),
+        ({"schedule.num_steps": "many"}, 12),  # refused later, where it is applied
+    ],
+)
+def test_a_training_of_few_steps_is_tried_for_fewer(bench, changes: dict[str, str], steps: int) -> None:
+    assert trial_steps(bench.run.settings.model_copy(update={"set": changes})) == steps
+
+
+def test_a_trial_of_few_steps_is_not_repeated(bench) -> None:
+    measured, training = made_measurement(1e-3), bench_training(bench, 8)
+    assert refine(replace(bench, most=TRIAL_STEPS - 1), measured, training) == measured
 
 
 def test_all_of_a_few_cases_are_measured(bench) -> None:
