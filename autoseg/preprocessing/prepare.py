@@ -31,6 +31,7 @@ from autoseg.imaging.resampling import decide_separate_axis, resample_image, res
 from autoseg.issues import AutosegError, Issue
 from autoseg.preprocessing.store import Prepared, StoredArray, StoredCase, open_array, pack_array
 from autoseg.storage.atomic import write_together
+from autoseg.wording import count_noun
 from planners import (
     ChannelNormalization,
     Configuration,
@@ -287,7 +288,7 @@ def _check_input(volume: Image, plan: Plan, labels: NDArray[Any] | None) -> None
         odd = ~np.isfinite(channel)
         z, y, x = (int(i) for i in np.argwhere(odd)[0])
         message = (
-            f"channel {number} has {int(odd.sum())} voxels that are NaN or infinite, the first "
+            f"channel {number} has {count_noun(int(odd.sum()), 'voxel')} of NaN or infinity, the first "
             f"({channel[z, y, x]}) at ({z}, {y}, {x}) (z, y, x)"
         )
         fix = "replace them, for example by the smallest finite value, or leave the case out"

@@ -209,6 +209,22 @@ def _datasets_below(root: Path, layouts: Sequence[Layout]) -> dict[Path, int]:
     return found if any(number > 1 for number in found.values()) else {}
 
 
+def _larger_datasets_below(root: Path, match: Match, layouts: Sequence[Layout]) -> Issue | None:
+    """The error that ``root`` is a folder of datasets, where one below it that has none of its cases has more cases than ``match``."""
+    own = Counter(root / Path(match.images[case_id][0].path).parts[0] for case_id in match.paired)
+    apart = [each for each in islice(_subfolders(root), MOST_AROUND) if each not in own]
+    cases = {each: max((len(other.paired) for other in _matches_in(each, layouts)), default=0) for each in apart}
+    if max(cases.values(), default=0) <= len(match.paired):
+        return None
+    named = [f"{folder} ({count_noun(number, 'case')})" for folder, number in sorted((own | cases).items()) if number]
+    return Issue(
+        code="dataset.several",
+        where=str(root),
+        message=f"several datasets: as {match.layout.title} it has {count_noun(len(match.paired), 'labelled case')}, but below it are more",
+        fix=f"pass one of its folders: {shorten(named)}; or choose the layout with --layout {match.layout.name}",
+    )
+
+
 def _matches_in(folder: Path, layouts: Sequence[Layout]) -> list[Match]:
     with suppress(OSError, AutosegError):
         return match_layouts(folder, layouts)
@@ -344,6 +360,8 @@ def discover_dataset(
     root, candidates = candidate_layouts(folder, layouts, layout)
     matches = match_layouts(root, candidates)
     whole = _recognise(root, matches)
+    if spec is None and layout is None and (several := _larger_datasets_below(root, whole, candidates)):
+        raise AutosegError(several)
     beside = find_test_beside(whole, root)
     whole, apart_issues = tell_apart(root, replace(whole, test=whole.test | beside))
     match, series_issues = choose_series(root, without_cases(root, whole, exclude), num_workers=num_workers)

@@ -196,6 +196,25 @@ def test_patients_in_one_folder_are_told_apart_by_series(tmp_path, below):
     assert "not used: 1 without labels" in found.issues[0].message
 
 
+@pytest.mark.parametrize(("cases", "several"), [("a", False), ("ab", True)])
+def test_a_larger_dataset_beside_a_study_is_not_passed_over(tmp_path, cases, several):
+    write_together(tmp_path / "study", series={"a": "1.1"}, structures={"x.dcm": ("1.1", [1])})
+    for place in ("imagesTr", "labelsTr"):
+        (tmp_path / "other" / place).mkdir(parents=True)
+        for case in cases:
+            (tmp_path / "other" / place / f"{case}.nii.gz").touch()
+    if not several:
+        assert len(discover_dataset(tmp_path).training) == 1
+        return
+    with pytest.raises(AutosegError) as caught:
+        discover_dataset(tmp_path)
+    (issue,) = caught.value.issues
+    assert issue.code == "dataset.several"
+    assert f"{tmp_path / 'other'} (2 cases), {tmp_path / 'study'} (1 case)" in issue.fix
+    layout = issue.fix.rpartition("--layout ")[2]
+    assert len(discover_dataset(tmp_path, layout=layout).training) == 1
+
+
 def test_structures_of_no_series_beside_them_are_counted(tmp_path):
     root = tmp_path / "root"
     write_together(root, series={"a": "1.1", "b": "1.2"}, structures={"x.dcm": ("1.1", [1]), "y.dcm": ("1.9", [1])})
