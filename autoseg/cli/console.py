@@ -110,7 +110,7 @@ def show_scores(run: Run) -> None:
         typer.echo(f"Warning: {issue}")
     summary = run.summary
     if summary is None:
-        typer.echo(f"Nothing was cross-validated: {run.selection.reason}")
+        typer.echo(f"No scores: {run.selection.reason}")
         return
     issues = score_issues(run, read_prepared(run)) if run.trains else ()  # folds may be others by now
     by = "a network that did not see it" if run.trains and not issues else "a fold that left it out"

@@ -92,7 +92,8 @@ def _hint(typed: str, command: str, commands: dict[str, Any]) -> str:
     options = {name: _flags(each) for name, each in commands.items()}
     others = [name for name, flags in options.items() if typed in flags]
     if others:
-        return f"it is an option of {' and '.join(f'`autoseg {name}`' for name in others[:3])}"
+        *first, last = (f"`autoseg {name}`" for name in others[:3])
+        return f"it is an option of {' and '.join([', '.join(first), last] if first else [last])}"
     name = typed.lstrip("-").replace("_", "-").lower()
     if f"--{name}" in options.get(command, ()):
         return f"did you mean --{name}?"

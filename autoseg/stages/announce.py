@@ -58,11 +58,9 @@ def no_use_issues(schedule: Schedule) -> tuple[Issue, ...]:
     least = min(schedule.steps_of(*job) + before.get(job, 0) for job in jobs)
     if least >= FEWEST_STEPS:
         return ()
-    message = (
-        f"of no use, since a network trained only {count_noun(least, 'step')} and at least {FEWEST_STEPS} are needed"
-    )
+    message = f"a network was trained for only {count_noun(least, 'step')}; with fewer than {FEWEST_STEPS} a model is of no use"
     fix = "train for longer, with a larger --budget or more steps"
-    return (Issue(code="model.of_no_use", severity="warning", where="This model", message=message, fix=fix),)
+    return (Issue(code="model.of_no_use", severity="warning", where="model", message=message, fix=fix),)
 
 
 def announce_trainings(run: Run, schedule: Schedule, trainings: Sequence[Training]) -> None:
