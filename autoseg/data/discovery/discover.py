@@ -360,8 +360,6 @@ def discover_dataset(
     root, candidates = candidate_layouts(folder, layouts, layout)
     matches = match_layouts(root, candidates)
     whole = _recognise(root, matches)
-    if spec is None and layout is None and (several := _larger_datasets_below(root, whole, candidates)):
-        raise AutosegError(several)
     beside = find_test_beside(whole, root)
     whole, apart_issues = tell_apart(root, replace(whole, test=whole.test | beside))
     match, series_issues = choose_series(root, without_cases(root, whole, exclude), num_workers=num_workers)
@@ -455,7 +453,9 @@ def _unions(layout: Layout, labels: Labels) -> dict[str, tuple[str, ...]]:
 
 
 def _recognise(root: Path, matches: Sequence[Match]) -> Match:
-    """The best match. Raises `AutosegError` where none has a labelled case, or where names of files are not text."""
+    """The best match. Raises `AutosegError` where none has a labelled case, where names of files are not text, and for a folder of datasets,
+    unless a single layout was chosen.
+    """
     match = best_match([each for each in matches if each.layout.known is None] or matches)
     match = choose_known(root, match, matches)
     require_text(
@@ -468,6 +468,8 @@ def _recognise(root: Path, matches: Sequence[Match]) -> Match:
         match = find_flat(root, [each.layout for each in matches]) or match
     if not match.paired:
         raise explain_nothing(root, matches)
+    if len(matches) > 1 and (several := _larger_datasets_below(root, match, [each.layout for each in matches])):
+        raise AutosegError(several)
     return match
 
 
