@@ -3,12 +3,14 @@
     python benchmarks/metric_agreement.py describe FOLDER [--cases 40] [--seed 7]
     PYTHON-WITH-PANOPTICA benchmarks/metric_agreement.py answer FOLDER --official DIR
     python benchmarks/metric_agreement.py compare FOLDER
+    python benchmarks/metric_agreement.py keep FOLDER --golden tests/golden/challenge_metrics
 
 ``describe`` writes pairs of label maps with few and many lesions, empty and half empty ones. ``answer`` needs brats-evaluation (which
 brings panoptica and cc3d), batchgenerators, surface-distance, SimpleITK, nibabel and pandas, and checkouts of the official
 evaluators in DIR: ``kits23`` (neheller/kits23), ``FLARE`` (JunMa11/FLARE) and ``BraTS-2023-Metrics`` (rachitsaluja/BraTS-2023-Metrics).
 ``older_evaluators.py`` gives the answers of evaluators that need older packages: BraTS 2024, TopCoW, ToothFairy2, CrossMoDA.
-``compare`` scores the same files with ``autoseg evaluate --as`` and ends with an error where a figure differs.
+``compare`` scores the same files with ``autoseg evaluate --as`` and ends with an error where a figure differs. ``keep`` writes label
+maps, answers and versions as golden files, with which tests compare.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ KINDS = {
     "vessels": (13, OTHER_SPACING),
 }
 """Folder -> highest value and spacing."""
+PARTS = ("prediction", "reference")
 FOLDERS = {
     "kits23": "kits",
     "flare23": "flare",
@@ -288,10 +291,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def compare(folder: Path) -> int:
-    """Largest difference of each challenge and metric; the number of those that differ."""
-    import autoseg
-    from autoseg.evaluation.challenge import challenge_scores, find_challenge
-
+    """Print the largest difference of each challenge and metric; the number of those that differ."""
     answers: dict[str, Any] = {}
     for kind in ("", "_older"):
         if (folder / f"answers{kind}.json").is_file():
@@ -299,29 +299,77 @@ def compare(folder: Path) -> int:
             print("official:", json.loads((folder / f"versions{kind}.json").read_text()))
     failures = 0
     for name, cases in answers.items():
-        place = folder / FOLDERS[name]
-        record = find_challenge(name)
-        summary = autoseg.evaluate(place / "prediction", place / "reference", challenge=name, workers=1)
-        scores = challenge_scores(summary, record).per_case
-        keys = {each.name: each.key for each in summary.classes}
-        metrics = {case.case_id: case.metrics for case in summary.metric_per_case}
-        largest: dict[str, float] = {}
-        values = 0
-        for case, classes in cases.items():
-            case_id = case.removesuffix(".nii.gz")
-            for each, own in _named(record, classes).items():
-                counted = metrics[case_id][keys[each]]
-                ours: dict[str, Any] = dict(scores[case_id][each])
-                ours["counts"] = [counted.lesions_found, counted.lesions_missed, counted.lesions_false_positive]
-                for metric, value in own.items():
-                    if metric in ours:
-                        largest[metric] = max(largest.get(metric, 0.0), _difference(ours[metric], value))
-                        values += 1
-        limit = {"flare23": ROUNDED, "topcow24": SINGLE}.get(name, CLOSE)
-        failures += sum(difference > limit for difference in largest.values())
+        largest, values = differences(name, cases, folder / FOLDERS[name])
+        failures += sum(difference > limit_of(name) for difference in largest.values())
         listed = ", ".join(f"{metric} {difference:.1e}" for metric, difference in largest.items())
         print(f"{name}: {len(cases)} cases, {values} values, largest difference {listed}")
     return failures
+
+
+def limit_of(challenge: str) -> float:
+    """Difference from which on scores are others than those of the challenge."""
+    return {"flare23": ROUNDED, "topcow24": SINGLE}.get(challenge, CLOSE)
+
+
+def differences(name: str, cases: dict[str, Any], place: Path) -> tuple[dict[str, float], int]:
+    """Largest difference of each metric from the official answers for the label maps in ``place``, and the number of values."""
+    import autoseg
+    from autoseg.evaluation.challenge import challenge_scores, find_challenge
+
+    record = find_challenge(name)
+    summary = autoseg.evaluate(place / "prediction", place / "reference", challenge=name, workers=1)
+    scores = challenge_scores(summary, record).per_case
+    keys = {each.name: each.key for each in summary.classes}
+    metrics = {case.case_id: case.metrics for case in summary.metric_per_case}
+    largest: dict[str, float] = {}
+    values = 0
+    for case, classes in cases.items():
+        case_id = case.removesuffix(".nii.gz")
+        for each, own in _named(record, classes).items():
+            counted = metrics[case_id][keys[each]]
+            ours: dict[str, Any] = dict(scores[case_id][each])
+            ours["counts"] = [counted.lesions_found, counted.lesions_missed, counted.lesions_false_positive]
+            for metric, value in own.items():
+                if metric in ours:
+                    largest[metric] = max(largest.get(metric, 0.0), _difference(ours[metric], value))
+                    values += 1
+    return largest, values
+
+
+# --- golden files ---
+
+
+def keep(folder: Path, golden: Path) -> None:
+    """``label_maps.npz`` (kind -> (cases, 2, Z, Y, X), predictions first) and ``answers.json`` in ``golden``."""
+    import nibabel as nib
+
+    golden.mkdir(parents=True, exist_ok=True)
+    arrays = {}
+    for kind in KINDS:
+        files = [[folder / kind / part / name for part in PARTS] for name in _names(folder / kind)]
+        arrays[kind] = np.array([[np.asarray(nib.load(file).dataobj, np.uint8).T for file in pair] for pair in files])
+    np.savez_compressed(golden / "label_maps.npz", **arrays)
+    made = [
+        json.loads((folder / f"{what}{kind}.json").read_text())
+        for what in ("versions", "answers")
+        for kind in ("", "_older")
+    ]
+    text = json.dumps({"versions": made[:2], "answers": made[2] | made[3]}, separators=(",", ":"))
+    (golden / "answers.json").write_text(text.replace('},"case_', '},\n"case_').replace('}},"', '}},\n"') + "\n")
+
+
+def lay_out(golden: Path, kind: str, folder: Path) -> Path:
+    """Write the kept label maps of one of `KINDS` as ``describe`` does; returns their folder."""
+    import nibabel as nib
+
+    affine = np.diag([*KINDS[kind][1], 1.0])
+    with np.load(golden / "label_maps.npz") as stored:
+        arrays = stored[kind]
+    for number, pair in enumerate(arrays):
+        for part, array in zip(PARTS, pair, strict=True):
+            (folder / kind / part).mkdir(parents=True, exist_ok=True)
+            nib.save(nib.Nifti1Image(array.T, affine), folder / kind / part / f"case_{number:05d}.nii.gz")
+    return folder / kind
 
 
 def _named(record: Any, classes: dict[str, Any]) -> dict[str, Any]:
@@ -357,16 +405,19 @@ def _difference(ours: Any, theirs: Any) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=("describe", "answer", "compare"))
+    parser.add_argument("step", choices=("describe", "answer", "compare", "keep"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--cases", type=int, default=40)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--official", type=Path, default=Path("official"))
+    parser.add_argument("--golden", type=Path, default=Path("tests/golden/challenge_metrics"))
     options = parser.parse_args()
     if options.step == "describe":
         describe(options.folder, options.cases, options.seed)
     elif options.step == "answer":
         answer(options.folder, options.official)
+    elif options.step == "keep":
+        keep(options.folder, options.golden)
     else:
         raise SystemExit(1 if compare(options.folder) else 0)
 
