@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal
@@ -36,11 +36,11 @@ from autoseg.imaging.readers import (
     is_dicom_series,
     read_header,
     read_image,
+    resampled_paths,
     write_image,
     write_label_map,
     write_masks,
 )
-from autoseg.imaging.resampling import resample_onto
 from autoseg.inference.model import load_model
 from autoseg.inference.predictor import Prediction, Predictor
 from autoseg.issues import AutosegError, Issue
@@ -276,14 +276,12 @@ def read_channels(paths: Sequence[Path], grid: int) -> Image:
     except AutosegError as error:
         if error.codes != ("reader.channel_grids_differ",):
             raise
-    parts = [read_image(path) for path in paths]
-    target = parts[grid].geometry
-    arrays = []
-    for path, part in zip(paths, parts, strict=True):
-        arrays += [resample_onto(channel, part.geometry, target) for channel in part.array]
-        if part.geometry != target:
-            logger.warning("%s is resampled to the grid of %s", path.parent.name, paths[grid].parent.name)
-    return Image(array=np.stack(arrays), geometry=target)
+    logger.warning("channels lie on different grids: they are resampled to that of %s", paths[grid].parent.name)
+    order = [grid, *(i for i in range(len(paths)) if i != grid)]  # the first one gives the grid
+    image = read_image(resampled_paths([paths[i] for i in order]))
+    back = np.argsort(np.repeat(order, [read_header(paths[i]).num_channels for i in order]), kind="stable")
+    modality = tuple(image.modality[i] for i in back) if image.modality else ()
+    return replace(image, array=image.array[back], modality=modality)
 
 
 def _as_issue(work: Work, error: Exception) -> AutosegError:

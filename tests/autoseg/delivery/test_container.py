@@ -263,7 +263,11 @@ def test_channels_of_other_grids_are_brought_to_that_of_the_outputs(tmp_path, ca
     image = read_channels([tmp_path / "coarse.mha", tmp_path / "fine.mha"], 1)
     assert image.geometry == read_header(tmp_path / "fine.mha").geometry
     np.testing.assert_allclose(image.array, np.stack([world_sum(fine)] * 2), atol=1e-5)
-    assert "is resampled to the grid of" in caplog.text
+    assert "resampled to that of" in caplog.text
+    # as a dataset's reader does it, of files with several channels, too
+    write_image(tmp_path / "two.nrrd", np.stack([world_sum(GRID), 2 * world_sum(GRID)]), GRID)
+    image = read_channels([tmp_path / "two.nrrd", tmp_path / "fine.mha"], 1)
+    np.testing.assert_allclose(image.array, np.stack([world_sum(fine) * each for each in (1, 2, 1)]), atol=1e-4)
     hecktor = find_table("grand-challenge", "hecktor25").interfaces[0]
     assert hecktor.grid_of(("images/pet", "images/ct")) == 1
     assert hecktor.grid_of(("images/pet",)) == 0
