@@ -399,6 +399,7 @@ def tell_needs(
     text += f"; {count_noun(windows, 'window')}"
     if sum(passes.values()) >= TIMED_FROM and (seconds := predictor.time_passes()) is not None:
         total = sum(seconds[name] * count for name, count in passes.items())
+        total += predictor.time_voxel() * sum(math.prod(shape) * number for (shape, *_), number in grids.items())
         text += f", about {format_duration(total)} on {predictor.model.device}"
     say(text)
     return all(each.reads_ahead for each in needs.values())

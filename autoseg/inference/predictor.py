@@ -24,6 +24,7 @@ from autoseg.imaging.image import Geometry, Image
 from autoseg.imaging.orientation import canonical_geometry
 from autoseg.imaging.placement import Placement, inside_box
 from autoseg.imaging.readers import Imagelike, as_image, is_picture
+from autoseg.imaging.resampling import resample_argmax
 from autoseg.inference.doubt import EntropyMap, Features, Sample, Taker, disagreement
 from autoseg.inference.member_output import How, ImageSource, NetworkInput, Progress, run_member
 from autoseg.inference.model import Member, Model, load_model
@@ -40,6 +41,8 @@ from planners import Configuration, Plan, transpose
 Floats = NDArray[np.float32]
 LabelMap = NDArray[np.integer]
 UNLIKE = "predict.unlike_training"
+TIMED_CLASSES, TIMED_SHAPE, FINER_SHAPE = 8, (64, 96, 96), (80, 120, 120)
+"""Logits that are timed outside the networks: more than caches hold, in less than a tenth of a second."""
 FAR = 4.0
 """A spacing or extent that is this many times that of the median training case, or that fraction of it, gets a warning."""
 
@@ -407,6 +410,20 @@ class Predictor:
                 logits = mean_logits(window, member.networks[:1], mirror_axes=(), precision=precision)
                 logits.flatten()[0].item()  # waits for the device
         return time.monotonic() - started
+
+    def time_voxel(self) -> float:
+        """Seconds of one voxel of an image outside the networks: logits of all classes summed, resampled and compared."""
+        return sum(self._time_voxel(member) for member in self.model.members)
+
+    def _time_voxel(self, member: Member) -> float:
+        sums = torch.zeros((TIMED_CLASSES, *TIMED_SHAPE))
+        started = time.monotonic()
+        for _ in range(2 ** len(TIMED_SHAPE)):  # so many windows cover a voxel, half a patch apart
+            sums.addcmul_(sums, sums)
+        resampling = member.configuration.resample_logits
+        resample_argmax(sums.numpy(), FINER_SHAPE, resampling=resampling, separate_axis=None)
+        seconds = time.monotonic() - started
+        return seconds * member.configuration.network.num_outputs / (TIMED_CLASSES * math.prod(FINER_SHAPE))
 
     def _finish(self, labels: LabelMap, *, voxel_mm3: float) -> LabelMap:
         """The label map after postprocessing, with the values of the dataset's own files."""

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
+from builders import Job
 
+import autoseg
+from autoseg.imaging.image import Geometry
+from autoseg.inference import predict
 from autoseg.inference.needs import MOST_RANKED, Use, case_needs, label_bytes, least_sums, member_needs
+from autoseg.inference.predictor import Predictor
+from autoseg.wording import format_duration
 from planners import ChannelNormalization, Configuration, Loss, Network, Resampling, trial_training
 
 LINEAR = Resampling(order=1, order_z=0)
@@ -136,3 +143,28 @@ def test_rankseg_keeps_what_memory_is_there_for_and_the_rest_in_a_file() -> None
     assert little.memory_bytes <= 2 * 10**9
     many = needs_of(10**12, ranked_classes=200)
     assert (many.ranked_bytes, many.unsure_bytes) == (MOST_RANKED, 4 * 200 * math.prod(SHAPE) - MOST_RANKED)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_time_is_told_from_many_passes_on_with_what_is_outside_the_networks(
+    finished: Job, monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    predictor = autoseg.Predictor.load(finished.root, device="cpu")
+    geometry = Geometry(shape=(20, 30, 40), spacing_mm=(1.0, 1.0, 1.0))
+    passes = sum(predictor.needs(geometry).passes.values())
+    monkeypatch.setattr(predict, "TIMED_FROM", 2 * passes if told else 2 * passes + 1)
+    monkeypatch.setattr(Predictor, "time_passes", lambda self: {"2d": 0.5})
+    monkeypatch.setattr(Predictor, "time_voxel", lambda self: 0.01)
+    said: list[str] = []
+    predict.tell_needs(predictor, {"a": geometry, "b": geometry}, said.append, probabilities=False)
+    time = format_duration(2 * (0.5 * passes + 0.01 * 20 * 30 * 40))
+    assert said[0].endswith(f", about {time} on cpu" if told else " windows")
+
+
+def test_more_classes_take_longer_outside_the_networks(finished: Job) -> None:
+    predictor = autoseg.Predictor.load(finished.root, device="cpu")
+    (member,) = predictor.model.members
+    network = member.configuration.network.model_copy(update={"num_outputs": 3000})
+    many = replace(member, configuration=member.configuration.model_copy(update={"network": network}))
+    model = replace(predictor.model, members=(many,))
+    assert replace(predictor, model=model).time_voxel() > predictor.time_voxel() > 0  # a thousand times as many
