@@ -427,10 +427,11 @@ def evaluate(
             tolerance_mm=DEFAULT_TOLERANCE_MM if tolerance_mm is None else tolerance_mm,
             lesions=lesions,
             challenge_classes=() if scoring is None else scored_classes(scoring),
+            detection="detection" in metrics,
             strict=strict,
             **how,
         )
-        curves = detection_curves(summary, **how) if "detection" in metrics else {}
+        curves = detection_curves(summary) if "detection" in metrics else {}
     summary = summary if table is None else _by_group(summary, table, how["reporter"])
     return summary.model_copy(update={"challenge": challenge, "detection": curves})
 

@@ -15,11 +15,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autoseg.compute.executor import run_jobs
 from autoseg.data.dataset import DatasetDescription, MaskFile
 from autoseg.data.discovery import discover_dataset
 from autoseg.data.labels import read_mask
+from autoseg.evaluation.detection import detections_in, probabilities_beside, require_probabilities
 from autoseg.evaluation.lesions import LesionRule
 from autoseg.evaluation.metrics import DEFAULT_TOLERANCE_MM, ClassMetrics, EvaluatedClass, compare, evaluated_classes
 from autoseg.evaluation.pairing import WORDS, case_in, pair_names
@@ -69,6 +71,7 @@ def evaluate_folder(
     tolerance_mm: float = DEFAULT_TOLERANCE_MM,
     lesions: LesionRule | None = None,
     challenge_classes: Sequence[EvaluatedClass] = (),
+    detection: bool = False,
     strict: bool = False,
     num_workers: int = 1,
     reporter: Reporter | None = None,
@@ -81,7 +84,7 @@ def evaluate_folder(
     that `discover_dataset` reads, its labelled cases are the references, with its own classes and ignore label.
 
     ``challenge_classes`` are scored instead of all these, by the values in the files; masks of classes are refused then. With
-    ``lesions`` single lesions are scored, too.
+    ``lesions`` single lesions are scored, too, and with ``detection`` those found in the probabilities, ``CASE.npz`` in ``predictions``.
 
     Label maps in folders of their own, ``CASE/CASE`` or ``CASE/seg``, are named by the folder.
 
@@ -102,6 +105,7 @@ def evaluate_folder(
         tolerance_mm=tolerance_mm,
         lesions=lesions,
         challenge_classes=tuple(challenge_classes),
+        detection=detection,
         strict=strict,
         num_workers=num_workers,
         reporter=reporter or SilentReporter(),
@@ -125,6 +129,7 @@ class _Run:
     tolerance_mm: float
     lesions: LesionRule | None
     challenge_classes: tuple[EvaluatedClass, ...]
+    detection: bool
     strict: bool
     num_workers: int
     reporter: Reporter
@@ -206,6 +211,8 @@ def _evaluate_dataset(run: _Run, dataset: DatasetDescription, classes: tuple[Eva
     told = {"fix": "these are its test cases: pass the folder of their label maps"} if of_test & extra.keys() else {}
     unpaired = run.unpaired(missing, extra, len(pairs), **told)
     run.refuse(unpaired if run.strict else [])
+    if run.detection:
+        require_probabilities(probabilities_beside(predicted[name]) for name in pairs)
     with run.reporter.track("Scoring", len(pairs)) as tracker:
         scored = [(case_id, predicted[name]) for name, case_id in pairs.items()]
         summary = score_cases(
@@ -216,6 +223,7 @@ def _evaluate_dataset(run: _Run, dataset: DatasetDescription, classes: tuple[Eva
             classes=run.challenge_classes,
             lesions=run.lesions,
             num_workers=run.num_workers,
+            detection=run.detection,
         )
     return summary.model_copy(update={"not_scored": tuple(unpaired)})
 
@@ -247,13 +255,22 @@ class _Checked:
 
 def _evaluate_label_maps(run: _Run, classes: tuple[EvaluatedClass, ...], ignore: int | None) -> Summary:
     pairs, unpaired = _pair_of_files(run) or _pairs_of_folders(run)
+    if run.detection:
+        require_probabilities(probabilities_beside(pair.prediction) for pair in pairs)
     with run.reporter.track("Reading label maps", len(pairs)) as tracker:
         checked = run_jobs(_check_pair, pairs, name=_name, num_workers=run.num_workers, tracker=tracker)
     run.refuse([*(unpaired if run.strict else ()), *(issue for each in checked for issue in each.issues)])
     found = frozenset().union(*(each.reference_values for each in checked))
     classes = run.challenge_classes or classes or _classes_of_values(found - {ignore}, run.references)
     _say_unknown_values(checked, classes, ignore, run.reporter)
-    score = partial(_read_and_score, classes=classes, ignore=ignore, tolerance_mm=run.tolerance_mm, lesions=run.lesions)
+    score = partial(
+        _read_and_score,
+        classes=classes,
+        ignore=ignore,
+        tolerance_mm=run.tolerance_mm,
+        lesions=run.lesions,
+        detection=run.detection,
+    )
     with run.reporter.track("Scoring", len(pairs)) as tracker:
         cases = run_jobs(score, pairs, name=_name, num_workers=run.num_workers, tracker=tracker)
     return summarize(
@@ -368,10 +385,17 @@ def _read_and_score(
     ignore: int | None,
     tolerance_mm: float,
     lesions: LesionRule | None,
+    detection: bool,
 ) -> CaseResult:
-    prediction, reference = read_label_map(pair.prediction), read_label_map(pair.reference)
     return score_case(
-        pair, prediction, reference, classes=classes, ignore=ignore, tolerance_mm=tolerance_mm, lesions=lesions
+        pair,
+        read_label_map(pair.prediction),
+        read_label_map(pair.reference),
+        classes=classes,
+        ignore=ignore,
+        tolerance_mm=tolerance_mm,
+        lesions=lesions,
+        detected=classes if detection else (),
     )
 
 
@@ -411,6 +435,8 @@ class _MaskCase:
     reference: Masks
     predicted_in: Path
     reference_in: Path
+    probabilities: Path | None
+    """Where detections are asked for."""
 
 
 def _evaluate_masks(run: _Run, names: tuple[str, ...], threshold: int | None) -> Summary:
@@ -444,6 +470,7 @@ def _evaluate_masks(run: _Run, names: tuple[str, ...], threshold: int | None) ->
             reference=expected[reference][1],
             predicted_in=run.predictions / name,
             reference_in=expected[reference][0],
+            probabilities=run.predictions / f"{name}.npz" if run.detection else None,
         )
         for name, reference in pairs.items()
     ]
@@ -462,6 +489,7 @@ def _evaluate_masks(run: _Run, names: tuple[str, ...], threshold: int | None) ->
     with run.reporter.track("Reading headers", len(cases)) as tracker:
         headers = run_jobs(_check_headers, cases, name=_name, num_workers=1, tracker=tracker)
     run.refuse([*(unpaired if run.strict else ()), *missing, *(issue for each in headers for issue in each)])
+    require_probabilities(case.probabilities for case in cases if case.probabilities is not None)
     if unpredicted := sorted({stem for _, masks in expected.values() for stem in masks} - stems):
         run.reporter.say(f"Not scored, because not predicted: {', '.join(unpredicted)}")
     classes = tuple(EvaluatedClass(name=name, values=(number,)) for number, name in enumerate(names, 1))
@@ -559,6 +587,7 @@ def _score_masks(
     lesions: LesionRule | None,
 ) -> CaseResult:
     metrics: dict[str, ClassMetrics] = {}
+    references: dict[str, NDArray[np.bool_]] = {}
     for each in classes:
         stem = mask_stem(each.name)
         predicted, grid = read_mask(MaskFile(label=each.name, file=str(case.predicted[stem])), threshold=None)
@@ -572,9 +601,12 @@ def _score_masks(
             *arrays, classes=[inside], spacing_mm=grid.spacing_mm, tolerance_mm=tolerance_mm, lesions=lesions
         )
         metrics[each.key] = scores[each.name]
+        if case.probabilities is not None:
+            references[each.key] = expected
     return CaseResult(
         case_id=case.case_id,
         metrics=metrics,
         prediction_file=str(case.predicted_in),
         reference_file=str(case.reference_in),
+        detections={} if case.probabilities is None else detections_in(case.probabilities, references),
     )

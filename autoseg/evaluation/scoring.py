@@ -8,10 +8,13 @@ from functools import partial
 from math import prod
 from pathlib import Path
 
+import numpy as np
+
 from autoseg.compute.executor import run_jobs, workers_worth_starting
 from autoseg.data.dataset import Case, DatasetDescription, LabelCoding
 from autoseg.data.labels import read_file_labels
-from autoseg.evaluation.lesions import LesionRule
+from autoseg.evaluation.detection import detections_in, probabilities_beside
+from autoseg.evaluation.lesions import Detections, LesionRule
 from autoseg.evaluation.measures import measure_classes
 from autoseg.evaluation.metrics import (
     DEFAULT_TOLERANCE_MM,
@@ -59,12 +62,13 @@ def score_case(
     tolerance_mm: float = DEFAULT_TOLERANCE_MM,
     lesions: LesionRule | None = None,
     unscored: Collection[str] = (),
+    detected: Sequence[EvaluatedClass] = (),
 ) -> CaseResult:
     """Score label maps that were read from the files of ``pair``. Distances are in mm by the spacing of the reference.
 
     A prediction that stores the reference's grid in another orientation is brought to it. Classes named in ``unscored``
-    count as empty in both: the case is not annotated for them, and no mean may hold them. Raises `AutosegError` where the
-    two grids differ.
+    count as empty in both: the case is not annotated for them, and no mean may hold them. Detections are those of the
+    ``detected`` classes, which the probabilities beside the prediction have. Raises `AutosegError` where the two grids differ.
     """
     reference = on_whole_grid(reference, prediction.geometry)
     issues = grid_issues(pair.prediction, prediction.geometry, pair.reference, reference.geometry)
@@ -94,7 +98,22 @@ def score_case(
             reference.geometry.spacing_mm,
             ignore,
         ),
+        detections=_detections(pair, prediction.geometry, reference, detected, ignore, unscored) if detected else {},
     )
+
+
+def _detections(
+    pair: EvaluatedPair,
+    grid: Geometry,
+    reference: LabelMap,
+    classes: Sequence[EvaluatedClass],
+    ignore: int | None,
+    unscored: Collection[str],
+) -> dict[str, Detections]:
+    array = align_label_map(reference, grid)
+    masks = {each.key: None if each.name in unscored else np.isin(array, each.values) for each in classes}
+    ignored = None if ignore is None else array == ignore
+    return detections_in(probabilities_beside(pair.prediction), masks, ignored=ignored)
 
 
 def on_whole_grid(reference: LabelMap, grid: Geometry) -> LabelMap:
@@ -140,11 +159,13 @@ def score_cases(
     patients: Mapping[str, str | None] | None = None,
     num_workers: int = 1,
     keep_in: Path | None = None,
+    detection: bool = False,
 ) -> Summary:
     """Summary of predictions, in that order; classes that a case is not annotated for have no score.
 
     ``classes`` of the values in its files take the place of its own, and of unions. ``patients`` of cases are those of the
-    dataset unless given. Scores of cases are cached in the folder ``keep_in``, so that an interrupted call can resume. Raises `AutosegError`
+    dataset unless given. Scores of cases are cached in the folder ``keep_in``, so that an interrupted call can resume, but
+    no detections. Raises `AutosegError`
     that names each case whose files cannot be read or do not fit each other.
     """
     own = evaluated_classes(dataset.labels, dataset.file_values)
@@ -152,7 +173,13 @@ def score_cases(
     scored = (*(classes or own), *unions)
     ignore = None if dataset.labels.ignore is None else dataset.file_values[dataset.labels.ignore]
     score = partial(
-        _score, coding=dataset.coding, classes=scored, ignore=ignore, tolerance_mm=tolerance_mm, lesions=lesions
+        _score,
+        coding=dataset.coding,
+        classes=scored,
+        ignore=ignore,
+        tolerance_mm=tolerance_mm,
+        lesions=lesions,
+        detected=(classes or own) if detection else (),
     )
     cached = score if keep_in is None else Cached(function=score, kind=CaseResult, state=_state, folder=keep_in)
     voxels = [prod(read_header(path).geometry.shape) for _, path in predictions]
@@ -177,6 +204,7 @@ def _score(
     ignore: int | None,
     tolerance_mm: float,
     lesions: LesionRule | None,
+    detected: Sequence[EvaluatedClass],
 ) -> CaseResult:
     case, path = scored
     prediction, reference = read_label_map(path), _labels(case, coding)
@@ -190,6 +218,7 @@ def _score(
         tolerance_mm=tolerance_mm,
         lesions=lesions,
         unscored=_not_annotated(case, classes, coding),
+        detected=detected,
     )
 
 

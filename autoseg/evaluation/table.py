@@ -45,7 +45,7 @@ from autoseg.evaluation.intervals import (
     estimate_over_classes,
     unit_codes,
 )
-from autoseg.evaluation.lesions import DetectionCurve, LesionRule
+from autoseg.evaluation.lesions import DetectionCurve, Detections, LesionRule
 from autoseg.evaluation.metrics import DEFAULT_TOLERANCE_MM, DERIVED, ClassMetrics, EvaluatedClass, stored_name
 from autoseg.imaging.readers import is_picture
 from autoseg.issues import AutosegError, Issue
@@ -94,6 +94,8 @@ class CaseResult(Document):
     """Cases of one patient count as one in intervals; none: the case stands alone."""
     measures: dict[str, dict[str, float | None]] = Field(default_factory=dict)
     """Measures that a challenge takes besides (`measures.MEASURES`), by `EvaluatedClass.key`."""
+    detections: dict[str, Detections] = Field(default_factory=dict, exclude=True)
+    """Where asked for, by `EvaluatedClass.key`; not written, since the summary has their curve."""
 
     @property
     def unit(self) -> str:

@@ -11,10 +11,10 @@ import autoseg
 from autoseg.data.discovery import discover_dataset
 from autoseg.data.phantom import make_phantom_dataset
 from autoseg.evaluation.metrics import EvaluatedClass, united_classes
-from autoseg.evaluation.scoring import score_cases
+from autoseg.evaluation.scoring import EvaluatedPair, score_case, score_cases
 from autoseg.evaluation.table import format_table
-from autoseg.imaging.image import Geometry
-from autoseg.imaging.readers import read_label_map, write_label_map
+from autoseg.imaging.image import Geometry, LabelMap
+from autoseg.imaging.readers import read_label_map, write_image, write_label_map
 from autoseg.issues import AutosegError
 from datasets_spec import read_layout
 from planners import DocumentError
@@ -56,6 +56,70 @@ def test_cases_without_probabilities_are_named(folders: tuple[Path, Path]) -> No
     np.savez_compressed(folders[0] / "a.npz", probabilities=np.zeros((2, 1, 1, 8), np.float32))
     with pytest.raises(AutosegError, match="does not fit 1 classes"):
         autoseg.evaluate(*folders, metrics=["detection"], workers=1)
+
+
+CUBE = Geometry(shape=(4, 8, 8), spacing_mm=(1.0, 1.0, 1.0))
+PLACES = {"kidney": np.s_[1, 1:3, 1:3], "tumor": np.s_[2, 5:7, 5:7]}
+"""Of a lesion of each class."""
+
+
+def write_masks_of_classes(folder: Path, cases: int) -> None:
+    """A dataset with an image and a mask of each class in the folder of each case."""
+    for case in range(cases):
+        place = folder / f"s{case:04}"
+        (place / "segmentations").mkdir(parents=True)
+        image = np.random.default_rng(case).normal(size=CUBE.shape).astype(np.float32)
+        write_image(place / "ct.nii.gz", image, CUBE)
+        for name, where in PLACES.items():
+            mask = np.zeros(CUBE.shape, np.uint8)
+            mask[where] = 1
+            write_label_map(place / "segmentations" / f"{name}.nii.gz", mask, CUBE)
+
+
+def with_sure(folder: Path, case: str, sure: dict[str, float], channels: int) -> None:
+    """Probabilities with the lesion of each class as sure as ``sure`` says, in the last channels."""
+    probabilities = np.zeros((channels, *CUBE.shape), np.float32)
+    for channel, (name, where) in enumerate(PLACES.items(), channels - len(PLACES)):
+        probabilities[channel][where] = sure[name]
+    np.savez_compressed(folder / f"{case}.npz", probabilities=probabilities)
+
+
+@pytest.mark.parametrize("written", ["label maps", "masks"])
+def test_every_class_of_a_dataset_of_masks_has_its_own_references(written: str, tmp_path: Path) -> None:
+    write_masks_of_classes(tmp_path / "data", 2)
+    sure = {"kidney": 0.9, "tumor": 0.4}
+    for case in ("s0000", "s0001"):
+        (tmp_path / "p" / (case if written == "masks" else "")).mkdir(parents=True, exist_ok=True)
+        with_sure(tmp_path / "p", case, sure, 2 if written == "masks" else 3)
+        labels = np.zeros(CUBE.shape, np.uint8)
+        for value, (name, where) in enumerate(PLACES.items(), 1):
+            labels[where] = value
+            if written == "masks":
+                write_label_map(tmp_path / "p" / case / f"{name}.nii.gz", (labels == value).astype(np.uint8), CUBE)
+        if written == "label maps":
+            write_label_map(tmp_path / "p" / f"{case}.nii.gz", labels, CUBE)
+
+    summary = autoseg.evaluate(tmp_path / "p", tmp_path / "data", metrics=["detection"], workers=1)
+
+    names = {each.key: each.name for each in summary.classes}
+    for key, curve in summary.detection.items():
+        assert curve.thresholds == pytest.approx((sure[names[key]],))
+        assert (curve.sensitivity, curve.false_per_case, curve.num_lesions) == ((1.0,), (0.0,), 2)
+    assert sorted(names[key] for key in summary.detection) == ["kidney", "tumor"]
+
+
+def test_nothing_is_detected_in_ignored_voxels_and_classes_that_are_not_annotated(folders: tuple[Path, Path]) -> None:
+    place = folders[0] / "a.nii.gz"
+    reference = LabelMap(array=np.array([1, 1, 0, 0, 9, 0, 0, 0], np.uint8).reshape(1, 1, 8), geometry=GRID)
+    one = EvaluatedClass(name="one", values=(1,))
+    how = {"classes": [one], "detected": [one], "ignore": 9}
+    pair = EvaluatedPair(case_id="a", prediction=place, reference=place)
+
+    case = score_case(pair, read_label_map(place), reference, **how)
+
+    assert case.detections["1"].false == ()
+    assert len(case.detections["1"].hits) == 1
+    assert score_case(pair, read_label_map(place), reference, unscored=["one"], **how).detections == {}
 
 
 # --- unions ---
