@@ -36,6 +36,7 @@ AFFINE = 1e-3
 BLOCK = 1 << 20
 COMPRESSED = b"compresseddata = true"
 HEADER_BYTES = 4096
+WIDE = ("int64", "uint64")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -335,6 +336,10 @@ def _type_issues(path: Path, header: ImageHeader, package: Package, where: str) 
     if package.accepts is not None and header.pixel_type not in package.accepts:
         message, fix = f"stores {header.pixel_type}, not {' or '.join(package.accepts)}", "store it as that"
         issues.append(_issue(where, code="submission.voxel_type", message=message, fix=fix))
+    if package.accepts is None and header.pixel_type in WIDE:
+        message = f"stores {header.pixel_type}, which many evaluations do not read"
+        fix = f"store it as {package.dtype}"
+        issues.append(Issue(code="submission.voxel_type", severity="warning", where=where, message=message, fix=fix))
     if package.compressed is not None and image_ending(path) in (".mha", ".mhd"):
         with open(path, "rb") as stream:
             is_compressed = COMPRESSED in stream.read(HEADER_BYTES).lower()

@@ -37,6 +37,7 @@ FIELDS = {
     "specificity": "specificity",
     "volume_error_ml": "volume_error_ml",
     "absolute_volume_error_ml": "volume_error_ml",
+    "absolute_relative_volume_error": "relative_volume_error",
     "lesion_dice": "lesion_dice",
     "lesion_hausdorff95_mm": "lesion_hausdorff95_mm",
     "lesion_f1": "lesion_f1",

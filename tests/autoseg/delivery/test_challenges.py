@@ -182,6 +182,20 @@ def test_package_made_elsewhere_is_refused_with_every_fault(names, more, faults,
     assert refused(api.check_submission, spoilt, kind="kits19") == faults
 
 
+def test_masks_of_64_bits_are_told_where_no_rule_takes_them(tmp_path, kits19):
+    with zipfile.ZipFile(kits19) as old:
+        old.extract(KITS, tmp_path)
+    stored = nib.load(tmp_path / KITS)
+    wide = nib.Nifti1Image(np.asarray(stored.dataobj).astype(np.int64), stored.affine, dtype=np.int64)
+    nib.save(wide, tmp_path / "wide.nii.gz")
+    package = pack_again(kits19, tmp_path, {KITS: None}, {KITS: (tmp_path / "wide.nii.gz").read_bytes()})
+    (told,) = [
+        each for each in api.check_submission(package, kind="kits19").issues if each.code == "submission.voxel_type"
+    ]
+    assert (told.severity, told.where.rpartition(": ")[2]) == ("warning", KITS)
+    assert "stores int64" in told.message
+
+
 def test_images_name_the_missing_and_unknown_cases_of_a_package(tmp_path, real_data):
     made = make_challenger(tmp_path, "segthor", real_data)
     package = api.submit(made.run, kind="segthor", out=tmp_path / "package.zip").path

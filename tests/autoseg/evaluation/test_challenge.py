@@ -368,6 +368,13 @@ def test_lower_distances_rank_higher() -> None:
         assert list(rank_teams(teams, Scoring(ranking=ranking))) == ["near", "far"]
 
 
+def test_chaos_compares_volumes_by_their_share_of_the_reference() -> None:
+    got = scores(find_challenge("chaos"), [(line(63, 0, 0, 0), line(63, 63, 63, 63)), (line(63, 0), line(0, 0))])
+
+    errors = [got.per_case[case]["liver"]["absolute_relative_volume_error"] for case in ("case_0", "case_1")]
+    assert errors == [0.75, None]
+
+
 def test_errors_of_volume_are_ranked_by_their_size() -> None:
     teams = {"much less": team(-9.0, -9.0, metric="volume_error_ml"), "more": team(1.0, 2.0, metric="volume_error_ml")}
 
