@@ -212,8 +212,8 @@ class Part(Document):
         return "_".join(text for field, text in fields.items() if field not in ("class", "slice", "ending"))
 
     def shown_name(self, given: Mapping[str, str]) -> str:
-        """The form of the names in words, digits as N: ``BraTS-GLI-NNNNN-NNN.nii.gz``."""
-        shown = dict(given)
+        """The form of the names in words, digits as N: ``BraTS-GLI-NNNNN-NNN.nii.gz``; ``.*`` is any ending."""
+        shown = {"ending": ".*", **given}
         for field, expression in self.fields.items():
             digits = re.fullmatch(r"\[0-9\]\{(\d+)\}", expression)
             shown[field] = "N" * int(digits[1]) if digits else field.upper()

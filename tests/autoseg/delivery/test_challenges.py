@@ -200,7 +200,7 @@ def test_a_zip_of_label_maps_may_hold_any_classes(tmp_path, real_data):
     made = make_challenger(tmp_path, "segthor", real_data)
     done = api.submit(made.run, kind="zip", out=tmp_path / "package.zip")
     line = api.check_submission(done.path, kind="zip", images=made.folder / "test").line
-    assert "values 0 1 2 3 4, grids checked" in line
+    assert "names IMAGE.*, values 0 1 2 3 4, grids checked" in line
 
 
 def test_images_name_the_missing_and_unknown_cases_of_a_package(tmp_path, real_data):
