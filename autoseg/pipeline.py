@@ -90,7 +90,7 @@ def run_all(run: Run, *, first: StageName = "check") -> Run:
         for folder in run.folder.folders:
             remove_orphans(folder)
         if difference := _what_differs(run):
-            run.say(f"Since the last call, {difference}: the remaining results may differ in the last digits")
+            run.say(f"Since the last call, {difference}: the remaining results may differ by rounding")
         write_record(run, "running")
         try:
             run_stages(run, "report", first=first)
@@ -292,7 +292,7 @@ def write_record(run: Run, state: State, error: str | None = None) -> RunRecord:
 
 
 def _what_differs(run: Run) -> str:
-    """What the last call in the run folder was made with, where the last digits of results depend on it and it is otherwise now.
+    """What the last call in the run folder was made with, where the rounding of results depends on it and it is otherwise now.
 
     Empty where nothing is otherwise, or no call was before. Threads are compared with those of the schedule instead.
     """

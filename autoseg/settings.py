@@ -254,7 +254,7 @@ class Settings(Document):
     threads: Annotated[
         Annotated[int, Field(ge=1)] | None,
         Option(
-            "CPU threads; the last digits of results depend on them (default: one per core).",
+            "CPU threads; sums are rounded otherwise with another number of them (default: one per core).",
             "schedule",
             "INTEGER",
             decides=False,

@@ -46,7 +46,7 @@ PANELS: dict[StageName, str] = {
     "select": "The selection",
 }
 """Headings of the help text."""
-MACHINE = "This machine (changes at most the last digits of results)"
+MACHINE = "This machine (changes results by rounding at most)"
 TARGET = typer.Argument(
     metavar="DATASET|RUN", help="Folder of labelled volumes, or a run folder to resume.", show_default=False
 )

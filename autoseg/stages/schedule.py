@@ -162,8 +162,8 @@ def schedule(run: Run) -> Generator[Work, None, None]:
         announce_trainings(run, current, current.trainings[len(before) :])
     if (made_for := current.conditions.num_threads) != run.num_threads:
         run.say(
-            f"The schedule was made for {count_noun(made_for, 'thread')}, this call has {run.num_threads}: results may "
-            "differ in the last digits"
+            f"The schedule was made for {count_noun(made_for, 'thread')}, this call has {run.num_threads}: sums are "
+            "rounded otherwise, and trainings differ by what comes of it"
         )
     preprocessed = {configuration.data for configuration in candidates(run, plan)}
     scheduled = [plan.configuration(name) for name in names_of(current)]

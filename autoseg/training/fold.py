@@ -363,7 +363,7 @@ def _begin(
 def other_ranks_issue(spec: FoldSpec, step: int, before: int, now: int) -> Issue:
     """Says that another number of processes goes on with a training."""
     message = (
-        f"trained by {before} {'process' if before == 1 else 'processes'} up to step {step}, and by {now} from here on: batches and "
-        "gradients are the same, last digits may differ"
+        f"trained by {before} {'process' if before == 1 else 'processes'} up to step {step}, and by {now} from here on: batches are the "
+        "same, gradients too but for rounding, whose effect grows from step to step"
     )
     return Issue(code="training.other_ranks", severity="note", where=spec.where, message=message)

@@ -29,7 +29,7 @@ from autoseg.issues import AutosegError
 from autoseg.stages.cluster import evaluating
 from autoseg.stages.run import Run
 from autoseg.storage.atomic import load_document, save_document
-from planners import Schedule
+from planners import Revision, Schedule
 
 STEPS = 120
 
@@ -45,10 +45,26 @@ def whole(finished: Job, tmp_path_factory: pytest.TempPathFactory) -> Job:
     changes = {"num_steps": STEPS, "steps_per_epoch": STEPS // 2, "warmup_steps": 2}
     given = load_document(Schedule, finished.schedule)
     trainings = tuple(training.model_copy(update=changes) for training in given.trainings)
-    save_document(root.with_name("schedule.json"), given.model_copy(update={"trainings": trainings}))
+    revised = {"trainings": trainings, "revisions": (revision(0), revision(1))}
+    save_document(root.with_name("schedule.json"), given.model_copy(update=revised))
     job = Job(dataset=finished.dataset, schedule=root.with_name("schedule.json"), root=root)
     job.call("train", schedule=job.schedule, redo=True, fold=0)
+    last = json.loads((job.folder.fold("2d", 0) / "history.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == STEPS - 10  # the revision was followed, as it is where folds train side by side
     return job
+
+
+def revision(fold: int) -> Revision:
+    """As the pace of a run may have written it into the schedule file that is given."""
+    return Revision(
+        configuration="2d",
+        fold=fold,
+        step=20 + 20 * fold,
+        num_steps=STEPS - 10 - 10 * fold,
+        planned_steps=STEPS,
+        step_s=1.0,
+        reason="the test",
+    )
 
 
 @pytest.fixture
