@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from autoseg.evaluation.expected_quality import NOMINAL, PARTS, allowed_by_chance, fit_model, range_of
+from autoseg.inference.kept import load_sample
 from autoseg.inference.model import open_model
-from autoseg.inference.predictions import load_sample
 from autoseg.stages.run import Run
 from autoseg.stages.schedule import read_prepared
 from autoseg.stages.select import validated_cases

@@ -32,12 +32,13 @@ from autoseg.imaging.readers import (
     write_label_map,
 )
 from autoseg.inference.dicom_output import ENDING, DicomOutput
+from autoseg.inference.kept import write_full
 from autoseg.inference.maps import FOLDER as MAPS
 from autoseg.inference.maps import MapName, write_all_maps, write_names
 from autoseg.inference.model import Model
 from autoseg.inference.needs import GB
 from autoseg.inference.pipelined import Done, one_by_one, side_by_side
-from autoseg.inference.predictions import Job, Outcome, PredictionFolder, Scores, predictions_among, write_full
+from autoseg.inference.predictions import Job, Outcome, PredictionFolder, Scores, predictions_among
 from autoseg.inference.predictor import (
     UNLIKE,
     Prediction,

@@ -14,8 +14,8 @@ from autoseg.evaluation.calibration import Calibration, calibrate
 from autoseg.evaluation.expected_quality import ClassFeatures, ExpectedQuality, fit_expected, mean_features
 from autoseg.evaluation.selection import Selection
 from autoseg.evaluation.table import Summary
+from autoseg.inference.kept import load_sample, sample_path
 from autoseg.inference.maps import output_names
-from autoseg.inference.predictions import load_sample, sample_path
 from autoseg.stages.run import Run
 from autoseg.stages.schedule import Prepared
 from autoseg.stages.validated import ValidatedCase

@@ -41,15 +41,10 @@ from autoseg.evaluation.selection import (
 from autoseg.evaluation.table import Summary, read_summary, with_groups, write_summary
 from autoseg.imaging.readers import file_states, read_header
 from autoseg.inference.bundle import ModelDescription
+from autoseg.inference.kept import load_probabilities, ranked_path
 from autoseg.inference.model import keep_model, open_model
 from autoseg.inference.predict import complete_jobs
-from autoseg.inference.predictions import (
-    Job,
-    PredictionFolder,
-    load_probabilities,
-    prediction_path,
-    ranked_path,
-)
+from autoseg.inference.predictions import Job, PredictionFolder, prediction_path
 from autoseg.inference.predictor import Prediction
 from autoseg.issues import AutosegError, Issue
 from autoseg.preprocessing.looks import Usual

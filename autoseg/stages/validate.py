@@ -11,9 +11,10 @@ from statistics import fmean
 
 from autoseg.evaluation.scoring import score_cases
 from autoseg.evaluation.table import write_summary
+from autoseg.inference.kept import kept_probabilities
 from autoseg.inference.model import Member, Model, final_weights, load_network
 from autoseg.inference.predict import predict_stored
-from autoseg.inference.predictions import kept_probabilities, prediction_path
+from autoseg.inference.predictions import prediction_path
 from autoseg.inference.predictor import StoredImage
 from autoseg.issues import Issue
 from autoseg.stages.folds import groups_of

@@ -17,13 +17,8 @@ from autoseg.evaluation.scoring import labelled_case, reference_labels
 from autoseg.evaluation.selection import Recipe
 from autoseg.imaging.orientation import align_label_map
 from autoseg.imaging.readers import read_header, read_label_map
-from autoseg.inference.predictions import (
-    kept_probabilities,
-    load_probabilities,
-    load_ranked,
-    prediction_path,
-    ranked_path,
-)
+from autoseg.inference.kept import kept_probabilities, load_probabilities, load_ranked, ranked_path
+from autoseg.inference.predictions import prediction_path
 from planners import Labels
 
 Labelled = NDArray[np.integer]

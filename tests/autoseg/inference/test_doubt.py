@@ -19,7 +19,8 @@ from autoseg.imaging.placement import Placement, inside_box
 from autoseg.imaging.readers import read_label_map
 from autoseg.inference.bundle import open_bundle
 from autoseg.inference.doubt import MOST_VOXELS, EntropyMap, Features, Sample, disagreement
-from autoseg.inference.predictions import JOURNAL, PredictionsHeader, load_sample, sample_path
+from autoseg.inference.kept import load_sample, sample_path
+from autoseg.inference.predictions import JOURNAL, PredictionsHeader
 from autoseg.storage.journal import Journal
 from planners import LabelClass, Labels
 

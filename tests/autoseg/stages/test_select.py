@@ -23,16 +23,15 @@ from autoseg.evaluation.rankseg import rank_labels
 from autoseg.evaluation.selection import Recipe
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import read_label_map, write_label_map
-from autoseg.inference.predictions import (
+from autoseg.inference.kept import (
     STEPS,
-    Job,
-    PredictionFolder,
     load_probabilities,
     load_ranked,
     probabilities_path,
     ranked_path,
     write_rounded,
 )
+from autoseg.inference.predictions import Job, PredictionFolder
 from autoseg.inference.predictor import Prediction
 from autoseg.stages.select import count_case_ensembles, count_case_steps
 from autoseg.stages.validate import space_needed
