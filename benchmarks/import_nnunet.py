@@ -22,7 +22,7 @@ import torch
 
 from autoseg.evaluation.metrics import dice_coefficient, evaluated_classes
 from autoseg.imaging.readers import image_stem, read_label_map
-from autoseg.inference.predict import find_input_cases
+from autoseg.inference.input_cases import find_input_cases
 from autoseg.inference.predictor import Predictor
 from autoseg.interop.nnunet_model import import_nnunet
 

@@ -13,8 +13,9 @@ from autoseg.data.discovery.inputs import InputCase, Inputs
 from autoseg.imaging.image import Image
 from autoseg.imaging.readers import as_image, image_ending, image_stem
 from autoseg.inference.dicom_output import DicomOutput, dicom_output
+from autoseg.inference.input_cases import find_input_cases
 from autoseg.inference.model import load_model
-from autoseg.inference.predict import find_input_cases, predict_cases, predict_file
+from autoseg.inference.predict import predict_cases, predict_file
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.provenance import maker_of
 from autoseg.inference.sliding_window import STEP

@@ -22,7 +22,7 @@ from autoseg.delivery.submitted_cases import (
     value_issues,
 )
 from autoseg.imaging.readers import image_ending, image_stem
-from autoseg.inference.predict import find_input_cases
+from autoseg.inference.input_cases import find_input_cases
 from autoseg.issues import AutosegError, Issue
 from autoseg.run_folder import RunFolder
 from autoseg.storage.atomic import load_document

@@ -23,7 +23,8 @@ from autoseg.data.discovery.inputs import Inputs
 from autoseg.evaluation.metrics import evaluated_classes
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import read_image, write_image, write_label_map
-from autoseg.inference.predict import find_input_cases, predict_cases, predict_file, predict_stored
+from autoseg.inference.input_cases import find_input_cases
+from autoseg.inference.predict import predict_cases, predict_file, predict_stored
 from autoseg.inference.predictions import JOURNAL, prediction_path, volumes_ml
 from autoseg.inference.predictor import UNLIKE, Predictor, StoredImage
 from autoseg.issues import AutosegError

@@ -19,7 +19,7 @@ from autoseg.delivery.container.context import APP, LABEL, read_program
 from autoseg.delivery.container.docker import DockerBox, docker, has_docker, load_image
 from autoseg.delivery.container.image import opened_image, read_config, upload_issues
 from autoseg.delivery.container.program import DESCRIPTION, ContainerProgram
-from autoseg.inference.predict import find_input_cases
+from autoseg.inference.input_cases import find_input_cases
 from autoseg.issues import AutosegError, Issue
 from autoseg.tracking.progress import Reporter
 from planners import read_document

@@ -20,7 +20,7 @@ from autoseg.data.labels import read_case_labels
 from autoseg.delivery.submitted_cases import value_issues, value_map
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import read_header, read_image, read_label_map, write_label_map
-from autoseg.inference.predict import find_input_cases
+from autoseg.inference.input_cases import find_input_cases
 from autoseg.issues import AutosegError
 from autoseg.run_folder import RunFolder
 from autoseg.stages.submit import described_known

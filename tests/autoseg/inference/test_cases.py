@@ -19,8 +19,8 @@ from autoseg.data.discovery.others import FOREIGN
 from autoseg.imaging.image import Geometry, Image
 from autoseg.imaging.readers import frame_path, is_dicom_series, is_segmentation, read_header, write_image
 from autoseg.inference.bundle import without_cases
+from autoseg.inference.input_cases import find_input_cases as find
 from autoseg.inference.predict import LARGEST_LABEL, MOST_LABELS, SMALLEST_SHARE, looks_like_labels
-from autoseg.inference.predict import find_input_cases as find
 from autoseg.inference.predictor import FAR, far_from_training, not_ct
 from autoseg.issues import AutosegError
 from autoseg.run_folder import RunFolder
