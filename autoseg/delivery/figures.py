@@ -46,6 +46,8 @@ MAX_LEGEND = 12
 """More entries would hide the picture."""
 LEGEND_POINTS, LEGEND_LINE_POINTS = 4.6, 34
 """Width of a letter, and of a line with its gaps, in the legend of a picture."""
+BARS_MM = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200)
+"""Lengths of a bar that shows the scale; the longest that takes at most a third of a picture."""
 MARGIN = 0.5
 """Share of the structures' extent that is shown around them."""
 MIN_VIEW = 64
@@ -53,17 +55,21 @@ MIN_VIEW = 64
 
 
 def configuration_curves(histories: Mapping[int, Sequence[EpochRecord]]) -> bytes:
-    """SVG of all folds of one configuration: loss, and moving average of the pseudo-Dice, over steps."""
+    """SVG of all folds of one configuration: loss, and moving average of the pseudo-Dice, over steps; the loss alone where nothing was validated."""
+    epochs = {fold: _epochs(history) for fold, history in sorted(histories.items())}
+    is_validated = any(each["moving_average"].notna().any() for each in epochs.values())
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 2.6), layout="constrained")
-        loss, dice = figure.subplots(1, 2)
-        for number, (fold, history) in enumerate(sorted(histories.items())):
-            colour, epochs = COLOURS[number % len(COLOURS)], _epochs(history)
-            _plot(loss, epochs["loss"], color=colour, linewidth=1.1, label=f"fold {fold}")
-            _plot(dice, epochs["moving_average"], color=colour, linewidth=1.4, label=f"fold {fold}")
+        figure = Figure(figsize=(7.2 if is_validated else 3.6, 2.6), layout="constrained")
+        loss, *others = figure.subplots(1, 2 if is_validated else 1, squeeze=False)[0]
+        for number, (fold, of_fold) in enumerate(epochs.items()):
+            colour = COLOURS[number % len(COLOURS)]
+            _plot(loss, of_fold["loss"], color=colour, linewidth=1.1, label=f"fold {fold}")
+            for dice in others:
+                _plot(dice, of_fold["moving_average"], color=colour, linewidth=1.4, label=f"fold {fold}")
         _label(loss, "training loss")
-        _label(dice, "pseudo-Dice, moving average")
-        _limit_to_shares(dice)
+        for dice in others:
+            _label(dice, "pseudo-Dice, moving average")
+            _limit_to_shares(dice)
         _legend(loss)
         return _bytes(figure, "svg")
 
@@ -125,13 +131,15 @@ def overlay(
     *,
     names: Mapping[int, str],
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    is_axial: bool = False,
 ) -> bytes:
     """PNG of one slice with the outlines of the reference (solid) and the prediction (dashed).
 
     All arrays are (Z, Y, X) of one shape; ``image`` is one channel, ``names`` maps label values to the names in the legend
     (others are not drawn), ``spacing_mm`` is (z, y, x). Shown is the slice along the first axis with the largest reference,
     else with the largest prediction, else the middle one; rows run downwards, cut to the structures with some margin. Grey
-    values run from the 0.5 to the 99.5 percentile of what is shown; voxels that are not finite are black.
+    values run from the 0.5 to the 99.5 percentile of what is shown; voxels that are not finite are black. ``is_axial``: axes run to the
+    patient's head, back and left, as canonical ones do; then the sides, the slice and a scale are written on it.
     """
     slice_index = best_slice(reference, prediction, tuple(names))
     maps = [array[slice_index] for array in (reference, prediction) if array is not None]
@@ -146,6 +154,8 @@ def overlay(
             drawn |= _outline(axes, each[view], names, style)
         axes.set_aspect(spacing_mm[1] / spacing_mm[2])
         axes.set_axis_off()
+        if is_axial:
+            _write_sides(axes, f"axial, slice {slice_index + 1} of {len(prediction)}", mm_per_pixel=spacing_mm[2])
         _overlay_legend(figure, drawn, names, has_reference=reference is not None)
         return _bytes(figure, "png")
 
@@ -198,6 +208,20 @@ def _outline(
     axes.set_xlim(-0.5, labels.shape[1] - 0.5)
     axes.set_ylim(labels.shape[0] - 0.5, -0.5)
     return drawn
+
+
+def _write_sides(axes: Axes, title: str, *, mm_per_pixel: float) -> None:
+    """The patient's sides at the edges, ``title`` above, and a bar of so many mm."""
+    style: Any = {"color": "white", "fontsize": 8, "bbox": {"facecolor": "#00000080", "edgecolor": "none", "pad": 1.5}}
+    for x, y, side in ((0.03, 0.5, "R"), (0.97, 0.5, "L"), (0.5, 0.97, "A"), (0.5, 0.03, "P")):
+        axes.text(x, y, side, transform=axes.transAxes, ha="center", va="center", **style)
+    axes.set_title(title, fontsize=8, loc="left")
+    low, high = axes.get_xlim()
+    width_mm = (high - low) * mm_per_pixel
+    bar_mm = max((each for each in BARS_MM if each <= width_mm / 3), default=BARS_MM[0])
+    share = bar_mm / width_mm
+    axes.plot([0.03, 0.03 + share], [0.04, 0.04], transform=axes.transAxes, color="white", linewidth=2)
+    axes.text(0.03, 0.06, f"{bar_mm:g} mm", transform=axes.transAxes, ha="left", va="bottom", **style)
 
 
 def _overlay_legend(figure: Figure, drawn: set[int], names: Mapping[int, str], *, has_reference: bool) -> None:

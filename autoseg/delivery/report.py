@@ -24,6 +24,7 @@ from autoseg.evaluation.intervals import Estimate
 from autoseg.evaluation.scoring import reference_labels
 from autoseg.evaluation.selection import Selection
 from autoseg.evaluation.table import (
+    NO_SPACING,
     Summary,
     case_ranks,
     class_statistics,
@@ -32,7 +33,7 @@ from autoseg.evaluation.table import (
     score_notes,
     scores_by_case,
 )
-from autoseg.imaging.orientation import align_label_map, canonical_orientation, to_canonical
+from autoseg.imaging.orientation import align_label_map, canonical_orientation, knows_directions, to_canonical
 from autoseg.imaging.readers import read_image, read_label_map
 from autoseg.issues import Issue
 from autoseg.run_folder import RunFolder
@@ -206,7 +207,14 @@ def draw_case(dataset: DatasetDescription, summary: Summary, case_id: str, predi
     z, y, x = (image.geometry.spacing_mm[axis] for axis in orientation.permutation)
     # a value that is in several regions gets the last one's name
     names = {dataset.file_values[value]: each.name for each in dataset.labels.classes for value in each.values}
-    return overlay(to_canonical(image.array[0], orientation), reference, prediction, names=names, spacing_mm=(z, y, x))
+    return overlay(
+        to_canonical(image.array[0], orientation),
+        reference,
+        prediction,
+        names=names,
+        spacing_mm=(z, y, x),
+        is_axial=knows_directions(image.geometry),
+    )
 
 
 # --- the page ---
@@ -292,7 +300,8 @@ def _scores(summary: Summary) -> dict[str, object]:
             (each.name, summary.mean[each.key], summary.volume_correlation.get(each.key)) for each in summary.scored
         ],
         "cases": [(case, mean, dice[case], distance[case]) for case, mean in case_ranks(summary).items()],
-        "notes": score_notes(summary),
+        "notes": (notes := score_notes(summary)),
+        "is_metric": all(note.code != NO_SPACING for note in notes),
         "group_notes": group_notes(summary),
         "foreground": FOREGROUND,
         "picture": case_scores(summary),

@@ -75,6 +75,7 @@ NOT_ESTIMATED = {
 LOWER_IS_BETTER = frozenset({"hausdorff95_mm", "lesion_hausdorff95_mm"})
 SIGNED = frozenset({"volume_error_ml", "relative_volume_error", "lesion_count_error"})
 """Errors of which the one next to 0 is best."""
+NO_SPACING = "scores.no_spacing"
 HARDLY_FOUND = 0.1
 """Mean Dice below which a class is called that: two balls of one size with centres one and a half radii apart come to 0.09."""
 ABSENT = "-"
@@ -485,7 +486,7 @@ def score_notes(summary: Summary) -> tuple[Issue, ...]:
     cases = summary.metric_per_case
     if cases and all(is_picture(case.reference_file) for case in cases):
         words = "these images have no spacing: mm stands for pixels, and ml for thousands of pixels"
-        notes.append(Issue(code="scores.no_spacing", severity="note", where="", message=words))
+        notes.append(Issue(code=NO_SPACING, severity="note", where="", message=words))
     for each in summary.classes:
         mean, counts = summary.mean[each.key]["Dice"], summary.counts[each.key]
         if mean is not None and mean < HARDLY_FOUND:

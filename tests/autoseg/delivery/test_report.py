@@ -566,3 +566,45 @@ def test_embedded_pictures_are_whole(page: Page) -> None:
         kind, data = source.removeprefix("data:image/").split(";base64,")
         raw = base64.b64decode(data, validate=True)
         assert ElementTree.fromstring(raw).tag.endswith("svg") if kind == "svg+xml" else picture(raw).size
+
+
+@pytest.mark.parametrize(
+    ("mm", "bar_mm"), [(1.0, 20), (0.5, 10), (0.9375, 20), (0.93, 10)]
+)  # a third is 20 mm from 0.9375 mm on
+def test_axial_slices_have_sides_and_a_scale(mm: float, bar_mm: float) -> None:
+    """In a black slice of 64 x 64 pixels, so that what is white is what was written."""
+    image, empty = np.zeros((5, 64, 64)), np.zeros((5, 64, 64), dtype=np.uint8)
+
+    def shown(is_axial: bool) -> np.ndarray:
+        png = overlay(image, None, empty, names={1: "a"}, spacing_mm=(2.0, mm, mm), is_axial=is_axial)
+        pixels = picture(png)[..., :3].mean(axis=-1)
+        rows, columns = (np.flatnonzero((pixels < 0.1).mean(axis=axis) > 0.5) for axis in (1, 0))
+        return pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] > 0.9
+
+    assert not shown(False).any()
+    white = shown(True)
+    height, width = white.shape
+    sides = white[:, : width // 8], white[:, -width // 8 :], white[: height // 8], white[-height // 8 :]
+    assert all(side.any() for side in sides)
+    rows = ["".join("x" if each else " " for each in row) for row in white[-height // 8 :]]
+    longest = max(len(run) for row in rows for run in row.split())
+    assert longest / width == pytest.approx(bar_mm / (64 * mm), abs=0.02)  # ends of the line, and rounding to pixels
+
+
+def test_what_was_never_validated_has_no_empty_axes() -> None:
+    bare = [epoch(i, moving_average=None, pseudo_dice={}) for i in range(3)]
+    alone, both = (configuration_curves({0: records}).decode() for records in (bare, history(0)))
+    assert "pseudo-Dice" not in alone
+    assert "pseudo-Dice" in both
+
+
+def test_photographs_are_measured_in_pixels(content: ReportContent) -> None:
+    assert content.summary is not None
+    cases = tuple(
+        each.model_copy(update={"reference_file": f"{each.case_id}.png"}) for each in content.summary.metric_per_case
+    )
+    photographs = content.summary.model_copy(update={"metric_per_case": cases})
+    text = Page(render_report(dataclasses.replace(content, summary=photographs))).text
+    assert "95 % Hausdorff, px" in text
+    assert "predicted, thousands of px" in text
+    assert "Hausdorff, mm" not in text
