@@ -135,7 +135,9 @@ def _lead(
     work: Callable[[Run], Run], dataset: Place, out: Place | None, options: dict[str, Any], **context: Any
 ) -> Run:
     """Do the work of a run; of several processes that torchrun started only the first does, and the others train with it."""
-    from autoseg.stages.together import under_torchrun
+    reporter: Reporter = options.get("reporter") or SilentReporter()
+    with reporter.phase("Starting"):  # torch is loaded
+        from autoseg.stages.together import under_torchrun
 
     with under_torchrun() as ranks:
         if ranks is not None and ranks.rank:
@@ -308,10 +310,10 @@ def predict(
     exported models. ``memory_gb``: main memory at most; ``every_window``: compute those of one value each time; ``strict``: refuse images unlike those of training. Issues are raised at the end, unless ``skip_bad``. Without
     a ``reporter`` warnings are Python's.
     """
-    from autoseg.inference.ways import way_of
-    from autoseg.stages.predict_images import predict_images, predict_own_images
-
     reporter, model = reporter or SilentReporter(), _path("model", model)
+    with reporter.phase("Starting"):  # torch is loaded
+        from autoseg.inference.ways import way_of
+        from autoseg.stages.predict_images import predict_images, predict_own_images
     if source is None and output is None:
         return predict_own_images(model, device, threads=threads, reporter=reporter)
     spec, terms = _maybe_path("spec", spec), _maybe_path("terms", terms)
@@ -526,10 +528,10 @@ def submit(
     several = run_folder if isinstance(run_folder, list | tuple) else [run_folder]
 
     def predict(model: Path, inputs: Inputs, folder: Path) -> None:
-        from autoseg.inference.predict import predict_cases
-        from autoseg.inference.ways import Way
-        from autoseg.stages.predict_images import load_predictor
-
+        with reporter.phase("Starting"):  # torch is loaded
+            from autoseg.inference.predict import predict_cases
+            from autoseg.inference.ways import Way
+            from autoseg.stages.predict_images import load_predictor
         predictor = load_predictor(model, device, Way(), threads=threads, say=reporter.say)
         predict_cases(predictor, inputs, folder, probabilities=False, reporter=reporter, is_own=True)
 
@@ -615,14 +617,15 @@ def measure(
 
     Each case is predicted by the networks that did not see it. Raises `AutosegError` for a run without a model or preprocessed cases.
     """
-    from autoseg.compute.device import choose_device, set_threads
-    from autoseg.compute.executor import available_cores
-    from autoseg.inference.ways import table_of
-    from autoseg.stages.measure import measure_ways
-    from autoseg.stages.run import Run
-
+    reporter = reporter or SilentReporter()
+    with reporter.phase("Starting"):  # torch is loaded
+        from autoseg.compute.device import choose_device, set_threads
+        from autoseg.compute.executor import available_cores
+        from autoseg.inference.ways import table_of
+        from autoseg.stages.measure import measure_ways
+        from autoseg.stages.run import Run
     set_threads(threads or available_cores())
-    run = replace(Run.open(_path("run_folder", run_folder)), reporter=reporter or SilentReporter())
+    run = replace(Run.open(_path("run_folder", run_folder)), reporter=reporter)
     chosen = choose_device(device.partition(",")[0], lambda issue: run.say(as_line(issue)))
     return table_of(measure_ways(replace(run, device_name=str(chosen))))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -153,3 +155,30 @@ def test_something_is_shown_from_the_start_of_a_call_to_its_end(tmp_path: Path) 
 
     autoseg.fingerprint(make_phantom(tmp_path / "dataset"), tmp_path / "run", reporter=Showing())
     assert shown == ["Starting", DOING["check"], DOING["fingerprint"]]
+
+
+LOADING = """
+import sys
+from contextlib import contextmanager
+import autoseg
+from autoseg.tracking.progress import SilentReporter
+
+class Showing(SilentReporter):
+    @contextmanager
+    def phase(self, title, at_most_s=None):
+        before = set(sys.modules)
+        yield
+        shown.update(set(sys.modules) - before)
+
+for call, module in ((autoseg.run, "autoseg.stages.together"), (autoseg.predict, "autoseg.stages.predict_images")):
+    shown = set()
+    try:
+        call("nothing", "nowhere", reporter=Showing())
+    except autoseg.AutosegError:
+        print(module in shown)
+"""
+
+
+def test_something_is_shown_while_torch_is_loaded(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", LOADING], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["True", "True"], done.stderr
